@@ -1,0 +1,1 @@
+"""Container, CDF tables, symbol coder and its engines. Knows no network; FORMAT.md is the authority."""

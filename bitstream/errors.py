@@ -1,0 +1,55 @@
+"""The one tree of errors. Every message says what was found, what was expected and what cures it.
+
+CodecError
+├── UsageError          the caller's argument, option or recipe is off
+├── ImageError          a picture cannot be read, or is of a kind that is not supported
+├── FormatError         the bytes are not a file of ours, or a damaged one
+│   ├── VersionError    a format version this program does not know
+│   └── LimitError      larger than the limits allow
+├── DesyncError         the decoded symbols do not have the checksum in the file
+├── SymbolError         a symbol or CDF row is outside of what the coder can store
+├── EngineError         the arithmetic coder cannot be built or loaded
+└── CheckpointError     weights are missing, damaged, or not those that a file was made with
+"""
+
+from __future__ import annotations
+
+
+class CodecError(Exception):
+    """Root of all errors that this project raises on purpose."""
+
+
+class UsageError(CodecError):
+    """The caller's argument, option or recipe is off."""
+
+
+class ImageError(CodecError):
+    """A picture cannot be read, or is of a kind that is not supported."""
+
+
+class FormatError(CodecError):
+    """The bytes are not a file of ours, or a damaged one."""
+
+
+class VersionError(FormatError):
+    """A format version that this program does not know."""
+
+
+class LimitError(FormatError):
+    """The file asks for more than the limits allow."""
+
+
+class DesyncError(CodecError):
+    """The decoded symbols do not have the checksum that the file carries."""
+
+
+class SymbolError(CodecError):
+    """A symbol or CDF row is outside of what the coder can store."""
+
+
+class EngineError(CodecError):
+    """The arithmetic coder cannot be built or loaded."""
+
+
+class CheckpointError(CodecError):
+    """Weights are missing, damaged, or not those that a file was made with."""

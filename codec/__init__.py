@@ -1,0 +1,66 @@
+"""A learned image codec: ``encode`` pictures to bytes, ``decode`` them on any machine.
+
+>>> import codec
+>>> data = codec.encode("photo.png", quality=50)
+>>> image = codec.decode(data)
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+
+def _require_own_packages() -> None:
+    """Fail if Python finds a stranger's ``models`` (or bitstream, checkpoints) before ours."""
+    root = Path(__file__).resolve().parent.parent
+    for name in ("bitstream", "models", "checkpoints"):
+        spec = importlib.util.find_spec(name)
+        found = Path(spec.origin).resolve().parent if spec is not None and spec.origin else None
+        if found != root / name:
+            raise ImportError(
+                f"learned-image-codec needs its own package {name!r} at {root / name}, but Python finds {found or 'none'}: "
+                "rename that folder or start Python elsewhere"
+            )
+
+
+_require_own_packages()
+
+if TYPE_CHECKING:
+    from bitstream.container import Header
+    from bitstream.errors import (
+        CheckpointError,
+        CodecError,
+        DesyncError,
+        EngineError,
+        FormatError,
+        ImageError,
+        LimitError,
+        SymbolError,
+        UsageError,
+        VersionError,
+    )
+    from codec.api import Codec, decode, decode_file, encode, encode_file
+    from codec.describe import info
+
+_ERRORS = (
+    "CheckpointError CodecError DesyncError EngineError FormatError ImageError LimitError SymbolError UsageError VersionError"
+)
+_HOMES = {name: "codec.api" for name in ("Codec", "decode", "decode_file", "encode", "encode_file")}
+_HOMES |= {name: "bitstream.errors" for name in _ERRORS.split()} | {"Header": "bitstream.container", "info": "codec.describe"}
+
+__all__ = [  # noqa: RUF022
+    "encode", "decode", "encode_file", "decode_file", "info", "Codec", "Header",
+    "CodecError", "CheckpointError", "DesyncError", "EngineError", "FormatError", "ImageError", "LimitError",
+    "SymbolError", "UsageError", "VersionError",
+]  # fmt: skip
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    """Import the API at first use: ``codec info`` and ``--help`` need no torch."""
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'codec' has no attribute {name!r}")

@@ -1,0 +1,250 @@
+"""The command line. Catches and prints errors; everything else lives behind it. Exit 0 done, 1 error, 2 usage.
+
+Heavy imports stay inside the commands: ``codec --help`` and ``codec info`` load no torch.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import click
+
+from bitstream.container import MAX_PIXELS
+from bitstream.errors import CodecError, UsageError
+from codec import __version__
+
+DEVICES = click.Choice(["auto", "cpu", "cuda"])
+PATH = click.Path(path_type=Path)
+
+
+def _print_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+    if category in (UserWarning, RuntimeWarning):
+        click.echo(f"codec: warning: {message}", err=True)
+
+
+def _errors_to_exit(function: Callable[..., None]) -> Callable[..., None]:
+    """Turn our errors into one sentence and an exit code, warnings into one line each."""
+
+    @wraps(function)
+    def wrapper(*args: Any, **kwargs: Any) -> None:
+        with warnings.catch_warnings():
+            warnings.showwarning = _print_warning
+            try:
+                function(*args, **kwargs)
+            except CodecError as error:
+                click.echo(f"codec: {error}", err=True)
+                sys.exit(2 if isinstance(error, UsageError) else 1)
+            except MemoryError:
+                click.echo("codec: out of memory: the picture is too large for this machine", err=True)
+                sys.exit(1)
+
+    return wrapper
+
+
+def _compute_options(function: Callable[..., None]) -> Callable[..., None]:
+    for option in (
+        click.option("-v", "--verbose", is_flag=True, help="Print the seconds of each stage."),
+        click.option("--threads", type=click.IntRange(1), help="CPU threads (default: all cores)."),
+        click.option("--device", type=DEVICES, default="auto", show_default=True, help="Where the transforms run."),
+    ):
+        function = option(function)
+    return function
+
+
+def _set_threads(threads: int | None) -> None:
+    if threads:
+        import torch
+
+        torch.set_num_threads(threads)
+
+
+def _print_timings(timings: dict[str, float], begin: float) -> None:
+    stages = "  ".join(f"{stage} {seconds:.3f} s" for stage, seconds in timings.items())
+    click.echo(f"{stages}  | with start-up {time.perf_counter() - begin:.3f} s", err=True)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="codec")
+def main() -> None:
+    """Compress pictures with a neural network, into files that decode the same on every machine.
+
+    \b
+    codec encode photo.png photo.lic
+    codec decode photo.lic photo.png
+    """
+
+
+@main.command()
+@click.argument("source", type=PATH)
+@click.argument("target", type=PATH)
+@click.option("-q", "--quality", type=click.FloatRange(0, 100), default=50.0, show_default=True, help="0 small … 100 fine.")
+@click.option("--model", default="swift", show_default=True, help="A name from `codec models`, or a .safetensors path.")
+@click.option("-f", "--force", is_flag=True, help="Overwrite the target.")
+@click.option("--verify", is_flag=True, help="Decode again and print bpp and PSNR.")
+@_compute_options
+@_errors_to_exit
+def encode(
+    source: Path, target: Path, quality: float, model: str, force: bool, verify: bool, device: str,
+    threads: int | None, verbose: bool,
+) -> None:  # fmt: skip
+    """Compress a picture SOURCE (PNG, JPEG, WebP, TIFF, …) into the file TARGET."""
+    begin = time.perf_counter()
+    from codec.files import check_target, write_atomic
+
+    check_target(target, overwrite=force)
+    if not source.exists():
+        raise UsageError(f"{source}: no such file")
+    from codec import images
+    from codec.api import cached_codec
+    from codec.metrics import bpp, psnr_db
+
+    _set_threads(threads)
+    coder = cached_codec(model, device)
+    picture = images.load(source)
+    data = coder.encode_picture(picture, quality=quality)
+    timings = coder.timings
+    if verify:
+        decoded = images.load(coder.decode(data)).pixels
+        psnr = psnr_db(picture.pixels, decoded)
+    write_atomic(target, data, overwrite=force)
+    if verify:
+        h, w, _ = picture.pixels.shape
+        click.echo(f"{target}: {len(data)} bytes, {bpp(len(data), w, h):.4f} bpp, PSNR {psnr:.2f} dB")
+    if verbose:
+        _print_timings(timings, begin)
+
+
+@main.command()
+@click.argument("source", type=PATH)
+@click.argument("target", type=PATH)
+@click.option("--model", help="A checkpoint (.safetensors path) when the one the file names is not installed.")
+@click.option("-f", "--force", is_flag=True, help="Overwrite the target.")
+@click.option("--max-pixels", type=click.IntRange(1), default=MAX_PIXELS, show_default=True, help="Refuse larger pictures.")
+@_compute_options
+@_errors_to_exit
+def decode(
+    source: Path, target: Path, model: str | None, force: bool, max_pixels: int, device: str, threads: int | None,
+    verbose: bool,
+) -> None:  # fmt: skip
+    """Decompress the file SOURCE into the picture TARGET; its extension chooses the format (.png, .webp, …)."""
+    begin = time.perf_counter()
+    from codec.files import check_target, read_bytes
+
+    check_target(target, overwrite=force)
+    data = read_bytes(source)
+    from bitstream.container import Container
+    from models.manifest import find_by_id
+
+    header = Container.unpack(data, max_pixels=max_pixels).header  # complain about damage before torch is loaded
+    name = model if model is not None else find_by_id(header.model_id)
+    from codec import images
+    from codec.api import cached_codec
+
+    _set_threads(threads)
+    coder = cached_codec(name, device)
+    images.save(coder.decode(data, max_pixels=max_pixels), target, overwrite=force)
+    if verbose:
+        _print_timings(coder.timings, begin)
+
+
+@main.command()
+@click.argument("source", type=PATH)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@_errors_to_exit
+def info(source: Path, as_json: bool) -> None:
+    """Say what is in a compressed file, without decoding it."""
+    from codec.describe import describe
+
+    facts = describe(source)
+    if as_json:
+        click.echo(json.dumps(facts, indent=2))
+        return
+    for key, value in facts.items():
+        click.echo(f"{key:>15}  {'unknown (checkpoint not installed)' if value is None else value}")
+
+
+@main.command()
+@_errors_to_exit
+def models() -> None:
+    """List the installed checkpoints."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from models.manifest import manifest
+
+    table = Table("name", "model", "id", "parameters", "kMAC/pixel enc", "kMAC/pixel dec", "bpp", "PSNR dB", "steps")
+    for name, row in manifest().items():
+        rd, macs = row["rd"], row["kmac_per_pixel"]
+        span = [f"{rd[0][key]:.2f} … {rd[-1][key]:.2f}" for key in ("bpp", "psnr_db")]
+        cells = (row["model"], row["sha256"][:8], f"{row['parameters'] / 1e6:.1f} M", f"{macs['encode']:.1f}")
+        table.add_row(name, *cells, f"{macs['decode']:.1f}", *span, str(row["steps"]))
+    Console().print(table)
+
+
+@main.command()
+@_errors_to_exit
+def doctor() -> None:
+    """Say what is installed, whether the fast engine is built, which checkpoints are found."""
+    from codec.doctor import report
+
+    ok = True
+    for passed, line in report():
+        ok &= passed
+        click.echo(f"{'ok  ' if passed else 'FAIL'}  {line}")
+    if not ok:
+        sys.exit(1)
+
+
+@main.command()
+@click.argument("dataset", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--recipe", default="swift", show_default=True, help="A shipped recipe's name or a TOML path.")
+@click.option("--state", type=PATH, default=Path("train.pt"), show_default=True, help="The state file, saved as it goes.")
+@click.option("--resume", is_flag=True, help="Go on from the state file.")
+@click.option("--valid", type=click.Path(exists=True, file_okay=False, path_type=Path), help="Validation pictures.")
+@click.option("--minutes", type=float, help="Length of the schedule (overrides the recipe).")
+@click.option("--max-minutes", type=float, help="End this call after so long; go on with --resume.")
+@click.option("--batch-size", type=int, help="Overrides the recipe.")
+@click.option("--crop", type=int, help="Side of the crops in pixels (overrides the recipe).")
+@click.option("--seed", type=int, help="Overrides the recipe.")
+@click.option("--logdir", type=PATH, help="Write TensorBoard logs here.")
+@click.option("--device", type=DEVICES, default="auto", show_default=True)
+@click.option("--threads", type=click.IntRange(1))
+@_errors_to_exit
+def train(
+    dataset: Path, recipe: str, state: Path, resume: bool, valid: Path | None, max_minutes: float | None,
+    logdir: Path | None, device: str, threads: int | None, **changes: Any,
+) -> None:  # fmt: skip
+    """Train a model on the pictures below DATASET."""
+    _set_threads(threads)
+    try:
+        from codec.training.session import train_with_progress
+    except ImportError as error:
+        raise UsageError(f"{error.name} is not installed: pip install 'learned-image-codec[train]'") from error
+    train_with_progress(dataset, recipe, state, resume=resume, valid=valid, max_minutes=max_minutes, logdir=logdir,
+                        device=device, changes=changes)  # fmt: skip
+
+
+@main.command()
+@click.argument("state", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--data", type=click.Path(exists=True, file_okay=False, path_type=Path), required=True,
+              help="Training pictures: they calibrate the integer layers and give the RD points.")  # fmt: skip
+@click.option("--name", default="swift", show_default=True, help="Name in the manifest.")
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder (default: the installed checkpoints).")
+@click.option("--threads", type=click.IntRange(1))
+@_errors_to_exit
+def export(state: Path, data: Path, name: str, out: Path | None, threads: int | None) -> None:
+    """Turn a training STATE into a release checkpoint: integer entropy path, proofs, measured cost, manifest row."""
+    _set_threads(threads)
+    try:
+        from codec.training.export import export_state
+    except ImportError as error:
+        raise UsageError(f"{error.name} is not installed: pip install 'learned-image-codec[train]'") from error
+    row = export_state(state, data, name, out)
+    click.echo(json.dumps(row, indent=2))

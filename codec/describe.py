@@ -1,0 +1,44 @@
+"""What a file says about itself, read without torch and without decoding."""
+
+from __future__ import annotations
+
+from os import PathLike
+from typing import Any
+
+from bitstream.container import Y_TILE, Container, Header, Z
+from codec.files import read_bytes
+from codec.metrics import bpp
+from models.manifest import manifest, name_of
+
+_CHUNK_NAMES = {Z: "z_bytes", Y_TILE: "y_bytes"}
+
+
+def info(data_or_path: bytes | str | PathLike[str]) -> Header:
+    """Return the checked header of a file, from its bytes or path. Raises FormatError for damage."""
+    data = data_or_path if isinstance(data_or_path, bytes) else read_bytes(data_or_path)
+    return Container.unpack(data).header
+
+
+def describe(path: str | PathLike[str]) -> dict[str, Any]:
+    """Return the facts that ``codec info`` prints; sizes in bytes and pixels. Raises FormatError for damage."""
+    data = read_bytes(path)
+    container = Container.unpack(data)
+    header = container.header
+    name = name_of(header.model_id)
+    chunks = {_CHUNK_NAMES[kind]: len(payload) for kind, payload in container.chunks}
+    return {
+        "file": str(path),
+        "format_version": header.version,
+        "width": header.width,
+        "height": header.height,
+        "gray": header.gray,
+        "model": name,
+        "model_id": header.model_id.hex(),
+        "quality": None if name is None else round(100 * header.level / manifest()[name]["max_level"], 2),
+        "level": header.level / 256,
+        "bytes": len(data),
+        **chunks,
+        "other_bytes": len(data) - sum(chunks.values()),
+        "bpp": round(bpp(len(data), header.width, header.height), 5),
+        "symbol_crc": f"{header.symbol_crc:08x}",
+    }

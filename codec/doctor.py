@@ -1,0 +1,65 @@
+"""What ``codec doctor`` finds: versions, the engine, the exactness of this machine, the checkpoints."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import sys
+import warnings
+from collections.abc import Iterator
+
+from bitstream.errors import CodecError
+
+PACKAGES = ("torch", "compressai", "torchac", "ninja", "numpy", "pillow", "safetensors", "click", "rich")
+
+
+def report() -> Iterator[tuple[bool, str]]:
+    """Yield (passed, line) for each thing looked at; slow things last. Builds the engine if it is not built."""
+    yield sys.version_info >= (3, 10), f"Python {platform.python_version()} on {platform.system()} {platform.machine()}"
+    for name in PACKAGES:
+        try:
+            yield True, f"{name} {importlib.metadata.version(name)}"
+        except importlib.metadata.PackageNotFoundError:
+            yield False, f"{name} is not installed: pip install learned-image-codec"
+    yield from _engine()
+    yield from _arithmetic()
+    yield from _checkpoints()
+
+
+def _engine() -> Iterator[tuple[bool, str]]:
+    from bitstream.engines.torchac import TorchacEngine, built_path
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            TorchacEngine()
+        yield True, f"torchac's engine is built: {built_path()}"
+    except CodecError as error:
+        cure = "install a C++ compiler (Debian: apt-get install g++; macOS: xcode-select --install)"
+        yield False, f"torchac's engine: {error} The slower Python engine is used; for the fast one {cure}"
+
+
+def _arithmetic() -> Iterator[tuple[bool, str]]:
+    import torch
+
+    from bitstream.tables import constants_crc
+    from models.integer import exact_dtype
+
+    yield True, f"constant tables have CRC {constants_crc():08x}"
+    yield True, f"integer layers run in {str(exact_dtype()).removeprefix('torch.')}"
+    where = torch.cuda.get_device_name() if torch.cuda.is_available() else "no CUDA GPU, the CPU is used"
+    yield True, f"{torch.get_num_threads()} threads, {where}"
+
+
+def _checkpoints() -> Iterator[tuple[bool, str]]:
+    import torch
+
+    from models.manifest import manifest
+    from models.runtime import LoadedModel
+
+    try:
+        for name, row in manifest().items():
+            LoadedModel.load(name, torch.device("cpu"))
+            yield True, f"checkpoint {name} ({row['sha256'][:8]}) loads and its SHA-256 is right"
+    except CodecError as error:
+        yield False, str(error)

@@ -1,0 +1,57 @@
+"""Files appear whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from os import PathLike
+from pathlib import Path
+
+from bitstream.errors import UsageError
+
+
+def write_atomic(path: str | PathLike[str], data: bytes, *, overwrite: bool = False) -> None:
+    """Write to a temporary name in the same folder, then rename; on any error nothing is left.
+
+    Raises UsageError if the file exists and ``overwrite`` is false, or if the folder cannot be written.
+    """
+    target = Path(path)
+    check_target(target, overwrite=overwrite)
+    temporary: str | None = None
+    try:
+        descriptor, temporary = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, target)
+        temporary = None
+    except OSError as error:
+        raise UsageError(f"{target}: cannot be written ({error.strerror})") from error
+    finally:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+
+
+def check_target(path: str | PathLike[str], *, overwrite: bool) -> None:
+    """Raise UsageError if ``write_atomic`` could not write here; called before the work is done."""
+    target = Path(path)
+    if target.is_dir():
+        raise UsageError(f"{target} is a folder, expected a file name")
+    if not target.parent.is_dir():
+        raise UsageError(f"{target.parent} is not a folder: create it first")
+    if target.exists() and not overwrite:
+        raise UsageError(f"{target} exists: give -f (overwrite=True) to replace it")
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def read_bytes(path: str | PathLike[str]) -> bytes:
+    """Return the bytes of a file. Raises UsageError if it cannot be read."""
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read ({error.strerror})") from error

@@ -1,0 +1,114 @@
+"""Pictures in and out: files, PIL images and arrays to (H, W, 3) uint8 and back.
+
+What the codec does not store yet (alpha, more than 8 bits, CMYK, animation) is an error that names it; metadata that is left
+behind is a warning. Nothing is dropped in silence.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from bitstream.errors import ImageError
+from codec.files import write_atomic
+
+Pixels: TypeAlias = NDArray[np.uint8]
+ImageLike: TypeAlias = "Image.Image | Pixels | str | PathLike[str]"
+
+_METADATA = {"icc_profile": "ICC profile", "exif": "EXIF data", "xmp": "XMP data"}
+_DIRECT = {"RGB": "RGB", "L": "L", "1": "L", "P": "RGB", "YCbCr": "RGB"}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """Pixels (H, W, 3) uint8; ``gray`` if the source has one channel (then the three are equal)."""
+
+    pixels: Pixels
+    gray: bool
+
+
+def load(source: ImageLike) -> Picture:
+    """Read a path, a PIL image, or an (H, W, 3) or (H, W) uint8 array. Raises ImageError."""
+    if isinstance(source, np.ndarray):
+        return _from_array(source)
+    if isinstance(source, Image.Image):
+        return _from_pil(source, "image")
+    path = Path(source)
+    try:
+        with Image.open(path) as image:
+            return _from_pil(image, str(path))
+    except UnidentifiedImageError as error:
+        raise ImageError(f"{path}: not a picture that Pillow can read: give a PNG, JPEG, WebP, TIFF or BMP file") from error
+    except Image.DecompressionBombError as error:
+        raise ImageError(f"{path}: {error}") from error
+    except (OSError, SyntaxError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ImageError(f"{path}: cannot be read ({reason})") from error
+
+
+def _from_array(array: NDArray[np.generic]) -> Picture:
+    gray = array.ndim == 2
+    if array.dtype != np.uint8 or not (gray or (array.ndim == 3 and array.shape[2] == 3)) or 0 in array.shape:
+        raise ImageError(f"array is {array.shape} {array.dtype}, expected (H, W, 3) or (H, W) uint8, H and W at least 1")
+    pixels = np.repeat(array[:, :, None], 3, axis=2) if gray else array
+    return Picture(np.ascontiguousarray(pixels, dtype=np.uint8), gray)
+
+
+def _from_pil(image: Image.Image, name: str) -> Picture:
+    if problem := _unsupported(image):
+        raise ImageError(f"{name}: {problem}")
+    left = [label for key, label in _METADATA.items() if image.info.get(key)]
+    upright = ImageOps.exif_transpose(image)
+    if left:
+        warnings.warn(f"{name}: {', '.join(left)} not stored (orientation is applied)", UserWarning, stacklevel=4)
+    mode = _DIRECT[upright.mode]
+    pixels = np.array(upright.convert(mode).convert("RGB"))
+    if 0 in pixels.shape:
+        raise ImageError(f"{name}: the picture is {image.width}×{image.height}, expected at least 1×1")
+    return Picture(pixels, mode == "L")
+
+
+def _unsupported(image: Image.Image) -> str | None:
+    """Say what about a picture cannot be stored yet, with the cure; None if all of it can."""
+    raw = " ".join(str(tile[3]) for tile in getattr(image, "tile", []))  # 16-bit RGB hides behind mode "RGB"
+    if getattr(image, "is_animated", False) and image.format != "MPO":
+        return f"an animation of {getattr(image, 'n_frames', 2)} frames, one frame is supported: extract the frame you want"
+    if image.mode.startswith(("I", "F")) or ";16" in raw or ";32" in raw:
+        return "more than 8 bits a channel are not supported yet: convert to 8 bits first"
+    if "A" in image.mode.replace("LAB", "") or image.mode in ("RGBa", "La") or "transparency" in image.info:
+        return "an alpha channel is not supported yet: flatten the picture onto a background first"
+    if image.mode == "CMYK":
+        return "CMYK is not supported yet: convert to RGB first"
+    if image.mode not in _DIRECT:
+        return f"colour mode {image.mode} is not supported: convert to RGB first"
+    return None
+
+
+def to_pil(pixels: Pixels, *, gray: bool) -> Image.Image:
+    """Return a PIL image, mode L if gray (rounded mean of the channels), else RGB."""
+    if gray:
+        mean = (pixels.astype(np.uint16).sum(axis=2) + 1) // 3
+        return Image.fromarray(mean.astype(np.uint8))
+    return Image.fromarray(pixels)
+
+
+def save(image: Image.Image, path: str | PathLike[str], *, overwrite: bool = False) -> None:
+    """Write a picture in the format of the path's extension, whole or not at all. Raises ImageError or UsageError."""
+    target = Path(path)
+    kind = Image.registered_extensions().get(target.suffix.lower())
+    if kind is None or kind not in Image.SAVE:
+        raise ImageError(f"{target}: Pillow writes no {target.suffix or 'extensionless'} files: name it .png, for example")
+    buffer = io.BytesIO()
+    try:
+        image.save(buffer, format=kind)
+    except (OSError, ValueError, KeyError) as error:
+        raise ImageError(f"{target}: cannot be written as {kind} ({error}): name it .png") from error
+    write_atomic(target, buffer.getvalue(), overwrite=overwrite)

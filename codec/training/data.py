@@ -1,0 +1,55 @@
+"""Training pictures in memory: decoded once to uint8, cropped where they lie (CPU or GPU)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from bitstream.errors import UsageError
+
+SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm"}
+
+
+def find_images(folder: str | Path, min_side: int = 1) -> list[Path]:
+    """Return all pictures below a folder in sorted order, those with a side below ``min_side`` left out.
+
+    Raises UsageError if there are none.
+    """
+    paths = sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in SUFFIXES)
+    kept = []
+    for path in paths:
+        with Image.open(path) as image:
+            if min(image.size) >= min_side:
+                kept.append(path)
+    if not kept:
+        raise UsageError(f"{folder}: found {len(paths)} pictures, none with both sides of {min_side} pixels or more")
+    return kept
+
+
+def load_rgb(path: Path) -> Tensor:
+    """Decode one picture to a (3, H, W) uint8 tensor."""
+    with Image.open(path) as image:
+        return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).contiguous()
+
+
+class CropStore:
+    """All pictures of a list as uint8 on one device; draws batches of random crops, mirrored half of the time."""
+
+    def __init__(self, paths: list[Path], device: torch.device) -> None:
+        self.images = [load_rgb(path).to(device) for path in paths]
+        self.device = device
+
+    def batch(self, size: int, crop: int, rng: np.random.Generator) -> Tensor:
+        """Return (size, 3, crop, crop) float32 in [0, 1]; every picture is as likely as the others."""
+        crops = []
+        for index in rng.integers(len(self.images), size=size):
+            image = self.images[index]
+            top = int(rng.integers(image.shape[1] - crop + 1))
+            left = int(rng.integers(image.shape[2] - crop + 1))
+            piece = image[:, top : top + crop, left : left + crop]
+            crops.append(piece.flip(2) if rng.random() < 0.5 else piece)
+        return torch.stack(crops).float() / 255

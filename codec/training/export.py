@@ -1,0 +1,154 @@
+"""From a training state to a release checkpoint: EMA weights, integer entropy path, proofs, measured cost, manifest.
+
+What is measured is measured on real streams of held-out pictures, and written into the manifest.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tomli_w
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+import checkpoints
+from bitstream.engines import default_engine
+from bitstream.errors import UsageError
+from bitstream.tables import constants_crc
+from codec.metrics import bpp, psnr_db
+from codec.training.data import CropStore, find_images, load_rgb
+from codec.training.loop import VALIDATION_SHARE, rate_distortion
+from codec.training.recipe import Recipe
+from models.checkpoint import save_checkpoint
+from models.integer import EXACT
+from models.manifest import manifest
+from models.quantise import LAYERS, calibrate, quantise
+from models.registry import build
+from models.runtime import LoadedModel
+from models.swift import Swift
+
+CALIBRATION_BATCHES = 32
+CALIBRATION_CROP = 256
+FLOAT_PARTS = ("g_a.", "g_s.", "h_a.")
+
+
+def export_state(state_path: Path, data: Path, name: str, out: Path | None = None) -> dict[str, Any]:
+    """Write ``name``.safetensors and its manifest row into ``out`` (default: the installed checkpoints); return the row.
+
+    Raises UsageError if the state or the pictures cannot be read.
+    """
+    folder = out or checkpoints.FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        state = torch.load(state_path, map_location="cpu", weights_only=True)
+        recipe = Recipe(**state["recipe"])
+    except (OSError, RuntimeError, KeyError, TypeError, pickle.UnpicklingError) as error:
+        raise UsageError(f"{state_path}: not a training state of this codec ({error})") from error
+    model = build(recipe.model, recipe.config).eval()
+    model.load_state_dict(state["ema"])
+    paths = find_images(data, recipe.crop)
+    held_out = paths[::VALIDATION_SHARE]
+    calibration = CropStore([p for p in paths if p not in set(held_out)][:400], torch.device("cpu"))
+    rng = np.random.default_rng(0)
+    crops = (calibration.batch(4, min(CALIBRATION_CROP, recipe.crop), rng) for _ in range(CALIBRATION_BATCHES))
+    tensors = quantise(model, calibrate(model, crops))
+    tensors |= {key: t.half() for key, t in model.state_dict().items() if key.startswith(FLOAT_PARTS)}
+    partial = folder / f".{name}.partial.safetensors"
+    sha256 = save_checkpoint(partial, model=recipe.model, config=recipe.config, tensors=tensors, constants_crc=constants_crc())
+    loaded = LoadedModel.load(partial, torch.device("cpu"))
+    rd, cost = measure(model, loaded, held_out)
+    row = {
+        "file": f"{name}.safetensors",
+        "sha256": sha256,
+        "model": recipe.model,
+        "max_level": loaded.entropy.max_level,
+        "steps": state["step"],
+        "minutes": round(state["minutes"], 1),
+        "data": f"{state['pictures']} photographs, crops of {recipe.crop}",
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "kmac_per_pixel": kmac_per_pixel(model),
+        "quantisation_cost_percent": round(cost, 3),
+        "exact_products": exactness(loaded),
+        "rd": rd,
+        "recipe": {key: value for key, value in state["recipe"].items() if value is not None},
+    }
+    os.replace(partial, folder / row["file"])
+    rows = manifest() if folder == checkpoints.FOLDER and (folder / "manifest.toml").exists() else {}
+    rows[name] = row
+    _write_manifest(folder / "manifest.toml", rows)
+    return row
+
+
+def _write_manifest(path: Path, rows: dict[str, Any]) -> None:
+    head = "# Released checkpoints, written by `codec export`. rd: real files of held-out pictures of the training set.\n\n"
+    partial = path.with_suffix(".partial")
+    partial.write_text(head + tomli_w.dumps(rows), encoding="utf-8")
+    os.replace(partial, path)
+
+
+@torch.inference_mode()
+def measure(model: Swift, loaded: LoadedModel, paths: list[Path]) -> tuple[list[dict[str, float]], float]:
+    """Return RD points per level over real streams, and the bits that the integer path costs over the float one in percent."""
+    engine = default_engine()
+    rows = []
+    float_bits = real_bits = 0.0
+    for level in range(model.cfg.levels):
+        points = []
+        for path in paths:
+            image = load_rgb(path)[:, :512, :512]
+            image = image[:, : image.shape[1] // 64 * 64, : image.shape[2] // 64 * 64]
+            x = image[None].float() / 255
+            h, w = x.shape[-2:]
+            payloads, _ = loaded.compress(x, level * 256, engine)
+            x_hat, _ = loaded.decompress(payloads, level * 256, h, w, engine)
+            decoded = (x_hat[0] * 255).round().clamp(0, 255).to(torch.uint8)
+            n_bytes = sum(map(len, payloads))
+            estimate, _ = rate_distortion(model(x, torch.tensor([float(level)])), x)
+            float_bits += float(estimate) * h * w
+            real_bits += 8 * n_bytes
+            points.append((bpp(n_bytes, w, h), psnr_db(image.numpy(), decoded.numpy())))
+        bpp_mean, psnr_mean = np.mean(points, axis=0)
+        lmbda = float(model.cfg.lmbda(torch.tensor(float(level))))
+        rows.append({"lmbda": round(lmbda, 6), "bpp": round(float(bpp_mean), 4), "psnr_db": round(float(psnr_mean), 3)})
+    return rows, 100 * (real_bits / float_bits - 1)
+
+
+def exactness(loaded: LoadedModel) -> dict[str, Any]:
+    """Return, per integer layer, the number of products it is cut into and the largest proven share of 2^24."""
+    out = {}
+    for name in LAYERS:
+        layer = getattr(loaded.entropy, name)
+        bounds = [int(layer.weight[p].abs().long().sum(0).max()) * layer.act_max for p in layer.parts]
+        out[name] = {"parts": len(layer.parts), "bound": round(max(bounds) / EXACT, 4)}
+    return out
+
+
+@torch.inference_mode()
+def kmac_per_pixel(model: Swift, side: int = 256) -> dict[str, float]:
+    """Return thousands of multiply-accumulates per pixel of encoding and decoding, and of each network, by torch's counter."""
+    cfg = model.cfg
+    x = torch.rand(1, 3, side, side)
+    y = torch.rand(1, cfg.M, side // 16, side // 16)
+    features = torch.rand(1, cfg.features, side // 16, side // 16)
+
+    def count(function: Any, *inputs: Tensor) -> float:
+        with FlopCounterMode(display=False) as counter:
+            function(*inputs)
+        return counter.get_total_flops() / 2 / side**2 / 1000
+
+    parts = {
+        "g_a": count(model.g_a, x),
+        "g_s": count(model.g_s, y),
+        "h_a": count(model.h_a, y),
+        "h_s": count(model.h_s, torch.rand(1, cfg.N, side // 64, side // 64)),
+        "context": count(model.context, y) * 12 / 25 / 2,  # twelve taps, half of the positions
+        "parameters": count(model.parameters_net, torch.cat([features, features], 1)),
+    }
+    shared = parts["h_s"] + parts["context"] + parts["parameters"]
+    totals = {"encode": parts["g_a"] + parts["h_a"] + shared, "decode": parts["g_s"] + shared}
+    return {key: round(value, 2) for key, value in (totals | parts).items()}

@@ -1,0 +1,82 @@
+"""Release checkpoints: one safetensors file, a row in ``checkpoints/manifest.toml``, known by SHA-256. Never pickled.
+
+A file names its checkpoint by the first four bytes of the SHA-256, so a picture is never decoded with other weights.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+from torch import Tensor
+
+import checkpoints
+from bitstream.errors import CheckpointError
+from models.manifest import manifest
+
+CHECKPOINT_FORMAT = "1"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A verified checkpoint in memory. ``info`` is its metadata: recipe, data, steps, RD, parameters, MACs."""
+
+    name: str
+    model: str
+    config: dict[str, Any]
+    tensors: dict[str, Tensor]
+    sha256: str
+    constants_crc: int
+
+    @property
+    def model_id(self) -> bytes:
+        """Return the four bytes that files name this checkpoint by."""
+        return bytes.fromhex(self.sha256[:8])
+
+
+def save_checkpoint(path: Path, *, model: str, config: dict[str, Any], tensors: dict[str, Tensor], constants_crc: int) -> str:
+    """Write a checkpoint file; return its SHA-256 in hex. Same content, same bytes."""
+    metadata = {"header": json.dumps(
+        {"format": CHECKPOINT_FORMAT, "model": model, "config": config, "constants_crc": constants_crc}, sort_keys=True
+    )}  # fmt: skip
+    data = safetensors.torch.save({name: t.contiguous() for name, t in sorted(tensors.items())}, metadata)
+    path.write_bytes(data)
+    return hashlib.sha256(data).hexdigest()
+
+
+def load_checkpoint(name_or_path: str | Path) -> Checkpoint:
+    """Load a checkpoint by manifest name, or by path if it ends in .safetensors.
+
+    Raises CheckpointError if it is unknown, damaged (SHA-256 against the manifest) or of another format.
+    """
+    text = str(name_or_path)
+    if text.endswith(".safetensors"):
+        return _read(Path(text), Path(text).stem, expected=None)
+    rows = manifest()
+    if text not in rows:
+        raise CheckpointError(f"no checkpoint is named {text!r}; known: {', '.join(rows)}; or give a .safetensors path")
+    return _read(checkpoints.FOLDER / rows[text]["file"], text, expected=rows[text]["sha256"])
+
+
+def _read(path: Path, name: str, expected: str | None) -> Checkpoint:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"checkpoint {path} cannot be read ({error.strerror})") from error
+    sha256 = hashlib.sha256(data).hexdigest()
+    if expected is not None and sha256 != expected:
+        raise CheckpointError(f"checkpoint {path} has SHA-256 {sha256[:16]}…, expected {expected[:16]}…: reinstall")
+    try:
+        length = int.from_bytes(data[:8], "little")
+        header = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["header"])
+        tensors = safetensors.torch.load(data)
+        if header["format"] != CHECKPOINT_FORMAT:
+            raise CheckpointError(f"checkpoint {path} has format {header['format']}, expected {CHECKPOINT_FORMAT}: update")
+        return Checkpoint(name, header["model"], header["config"], tensors, sha256, header["constants_crc"])
+    except (safetensors.SafetensorError, KeyError, ValueError, TypeError) as error:
+        raise CheckpointError(f"checkpoint {path} is not a release checkpoint of this codec ({error})") from error

@@ -1,0 +1,95 @@
+"""Small layers that CompressAI does not have: the lapped filter, straight-through rounding, a float32 island.
+
+Everything else that the models are made of comes from ``compressai.layers`` and ``compressai.models``.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+BLOCK = 8  # pixels; side of the block that one position at 1/8 resolution stands for
+
+
+def dct_matrix(n: int) -> Tensor:
+    """Return the orthonormal DCT-II as an (n, n) float64 matrix, rows are basis functions."""
+    k = torch.arange(n, dtype=torch.float64)
+    basis = torch.cos(math.pi / n * (k[None, :] + 0.5) * k[:, None]) * math.sqrt(2 / n)
+    basis[0] /= math.sqrt(2)
+    return basis
+
+
+def lapped_filter(n: int = BLOCK) -> Tensor:
+    """Return the orthogonal (n, n) time-domain pre-filter that turns a block DCT into a lapped transform.
+
+    It is applied across each block boundary, n/2 samples on either side: F = 1/2 B diag(I, V) B with the butterfly
+    B = [[I, J], [J, -I]] and V = J C_II^T C_IV J (type-II fast LOT). Symmetric signals pass unchanged.
+
+    Source: Tran, Liang, Tu, "Lapped transform via time-domain pre- and post-filtering", IEEE TSP 51(6), 2003.
+    """
+    half = n // 2
+    k = torch.arange(half, dtype=torch.float64)
+    dct2 = dct_matrix(half)
+    dct4 = torch.cos(math.pi / half * (k[None, :] + 0.5) * (k[:, None] + 0.5)) * math.sqrt(2 / half)
+    eye = torch.eye(half, dtype=torch.float64)
+    flip = eye.flip(0)
+    v = flip @ dct2.T @ dct4 @ flip
+    butterfly = torch.cat([torch.cat([eye, flip], 1), torch.cat([flip, -eye], 1)], 0)
+    middle = torch.block_diag(eye, v)
+    return butterfly @ middle @ butterfly / 2
+
+
+class LappedFilter(nn.Module):
+    """Filter an image across the boundaries of its 8×8 blocks, separably in both directions.
+
+    Before the block transform of the encoder it makes neighbouring blocks overlap; its inverse after the block
+    transform of the decoder spreads each block over its neighbours, so that quantisation leaves no block edges. The
+    border of the image is left as it is. The (8, 8) filter is a parameter: training may bend it.
+    """
+
+    def __init__(self, inverse: bool = False) -> None:
+        super().__init__()
+        matrix = lapped_filter()
+        self.weight = nn.Parameter((matrix.T if inverse else matrix).float().clone())
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, C, H, W), H and W multiples of 8
+        return self._filter_rows(self._filter_rows(x).transpose(2, 3)).transpose(2, 3)
+
+    def _filter_rows(self, x: Tensor) -> Tensor:
+        b, c, h, w = x.shape
+        if w <= BLOCK:
+            return x
+        half = BLOCK // 2
+        inner = x[..., half : w - half].reshape(b, c, h, -1, BLOCK)
+        inner = (inner @ self.weight.T.to(x.dtype)).reshape(b, c, h, w - BLOCK)
+        return torch.cat([x[..., :half], inner, x[..., w - half :]], dim=-1)
+
+
+def ste_round(x: Tensor) -> Tensor:
+    """Round to the nearest integer; the gradient passes straight through."""
+    return x + (x.round() - x).detach()
+
+
+class Float32(nn.Module):
+    """Run a module in float32 even under autocast: bf16 latents of magnitude 100 lose whole quantisation steps."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            return self.module(x.float())
+
+
+def weight_and_bias(layer: nn.Module) -> tuple[Tensor, Tensor]:
+    """Return weight and bias of a convolution, also of one inside ``Float32`` or CompressAI's ``subpel_conv3x3``."""
+    if isinstance(layer, Float32):
+        layer = layer.module
+    if isinstance(layer, nn.Sequential):
+        layer = layer[0]
+    assert isinstance(layer, nn.Conv2d)
+    assert layer.bias is not None
+    return layer.weight, layer.bias

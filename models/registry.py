@@ -1,0 +1,26 @@
+"""The models by name: one row each, (constructor, config class)."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from bitstream.errors import UsageError
+from models.swift import Swift, SwiftConfig
+
+MODELS = {"swift": (Swift, SwiftConfig)}
+
+
+def build(name: str, config: dict[str, Any] | None = None) -> Swift:
+    """Return a fresh network; ``config`` changes fields of its config class.
+
+    Raises UsageError for an unknown model or config key.
+    """
+    if name not in MODELS:
+        raise UsageError(f"unknown model {name!r}; known models: {', '.join(MODELS)}")
+    network, config_class = MODELS[name]
+    fields = {f.name for f in dataclasses.fields(config_class)}
+    for key in config or {}:
+        if key not in fields:
+            raise UsageError(f"model {name}: unknown config key {key!r}; known keys: {', '.join(sorted(fields))}")
+    return network(config_class(**(config or {})))

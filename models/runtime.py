@@ -1,0 +1,99 @@
+"""A checkpoint made ready to code: float transforms on any device, integer entropy model on the CPU.
+
+compress    x (1, 3, H, W) in [0, 1] → chunk payloads, symbol CRC
+decompress  chunk payloads → x_hat (1, 3, H, W) in [0, 1], symbol CRC
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bitstream.coder import StreamReader, StreamWriter
+from bitstream.engines import Engine
+from bitstream.errors import CheckpointError
+from bitstream.tables import constants_crc
+from models.checkpoint import Checkpoint, load_checkpoint
+from models.quantise import PREFIX, load_entropy
+from models.registry import build
+
+STRIDE_Y, STRIDE_Z = 16, 64  # pixels that one position of y and of z stands for
+
+
+class LoadedModel:
+    """One checkpoint on one device. ``timings`` holds the seconds of each stage of the last call."""
+
+    def __init__(self, checkpoint: Checkpoint, device: torch.device, *, dtype: torch.dtype = torch.float32) -> None:
+        if checkpoint.constants_crc != constants_crc():
+            raise CheckpointError(
+                f"constant tables have CRC {constants_crc():08x} on this machine, the checkpoint expects "
+                f"{checkpoint.constants_crc:08x}: this platform's math library rounds otherwise; report it"
+            )
+        self.checkpoint, self.device, self.dtype = checkpoint, device, dtype
+        self.entropy = load_entropy(checkpoint.tensors)
+        with torch.device("meta"):
+            network = build(checkpoint.model, checkpoint.config)
+        floats = {name: t.to(dtype) for name, t in checkpoint.tensors.items() if not name.startswith(PREFIX)}
+        network.load_state_dict(floats, strict=False, assign=True)
+        missing = [
+            name
+            for part in ("g_a", "g_s", "h_a")
+            for name, p in getattr(network, part).named_parameters(prefix=part)
+            if p.is_meta
+        ]
+        if missing:
+            raise CheckpointError(f"checkpoint {checkpoint.name}: tensor {missing[0]} is missing: export it again")
+        self.g_a, self.g_s, self.h_a = (
+            getattr(network, part).to(device=device, memory_format=torch.channels_last).eval() for part in ("g_a", "g_s", "h_a")
+        )
+        self.log2_std = (self.entropy.log2_std.double() / 256).float().to(device)
+        self.timings: dict[str, float] = {}
+
+    @classmethod
+    def load(cls, name_or_path: str | Path, device: torch.device) -> LoadedModel:
+        """Load and verify a checkpoint by name or path. Raises CheckpointError."""
+        return cls(load_checkpoint(name_or_path), device)
+
+    @torch.inference_mode()
+    def compress(self, x: Tensor, level: int, engine: Engine) -> tuple[list[bytes], int]:
+        """Code x (1, 3, H, W) in [0, 1] at a level in 1/256; return the payloads of Z and Y_TILE and the symbol CRC."""
+        self.timings = {}
+        begin = time.perf_counter()
+        h, w = x.shape[-2:]
+        padded = F.pad(x.to(self.device), (0, -w % STRIDE_Z, 0, -h % STRIDE_Z), mode="replicate")
+        y = self.g_a(padded.to(self.dtype).contiguous(memory_format=torch.channels_last)).float()
+        begin = self._time("g_a", begin)
+        z = self.h_a((y / self.log2_std.exp2()[:, None, None]).to(self.dtype)).float()
+        begin = self._time("h_a", begin)
+        latents = self.entropy.fix_latents(y, z, level)
+        writer = StreamWriter(engine)
+        self.entropy.code_latents(writer, level, y.shape[-2], y.shape[-1], latents)
+        self._time("entropy", begin)
+        return writer.payloads, writer.crc
+
+    @torch.inference_mode()
+    def decompress(self, payloads: list[bytes], level: int, h: int, w: int, engine: Engine) -> tuple[Tensor, int]:
+        """Decode a picture of h × w pixels; return x_hat (1, 3, h, w), not clamped, and the CRC of the symbols."""
+        self.timings = {}
+        begin = time.perf_counter()
+        y_hat, crc = self.decode_latents(payloads, level, h, w, engine)
+        begin = self._time("entropy", begin)
+        y = self.entropy.float_latents(y_hat, level).to(self.device, self.dtype)
+        x_hat = self.g_s(y.contiguous(memory_format=torch.channels_last))[..., :h, :w].float()
+        self._time("g_s", begin)
+        return x_hat, crc
+
+    def decode_latents(self, payloads: list[bytes], level: int, h: int, w: int, engine: Engine) -> tuple[Tensor, int]:
+        """Decode only the symbols of an h × w picture; return integer y_hat (h', w', M) in 1/256 and the symbol CRC."""
+        reader = StreamReader(engine, payloads)
+        rows, columns = (-(-side // STRIDE_Z) * (STRIDE_Z // STRIDE_Y) for side in (h, w))
+        return self.entropy.code_latents(reader, level, rows, columns, None), reader.crc
+
+    def _time(self, stage: str, begin: float) -> float:
+        now = time.perf_counter()
+        self.timings[stage] = now - begin
+        return now
