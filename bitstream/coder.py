@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bitstream.engines import Engine
+from bitstream.engines import Engine, check_rows
 from bitstream.errors import FormatError, SymbolError
 from bitstream.tables import MasterTable
 from bitstream.varint import pack_varint, unpack_varint, unzigzag, zigzag
@@ -37,17 +37,16 @@ class SymbolCoder(ABC):
         ``band_edges`` splits the symbols by row into len + 1 streams: rows < e0, < e1, …, the rest.
         Raises SymbolError (encoding) if a symbol is outside of the table, FormatError (decoding) if the data is off.
         """
-        if symbols is not None and len(symbols):
-            if symbols.shape != rows.shape:
-                raise SymbolError(f"{symbols.shape} symbols with {rows.shape} rows: one row for each symbol is expected")
-            if symbols.min() < table.lo or symbols.max() > table.hi:
-                raise SymbolError(
-                    f"symbols span [{symbols.min()}, {symbols.max()}], the table holds [{table.lo}, {table.hi}]: clamp"
-                )
+        if len(rows):
+            check_rows(rows, len(table.cumulative))
+        if symbols is not None:
+            _check_symbols(symbols, rows, table)
+            symbols = symbols.astype(np.int16, copy=False)
         if not band_edges:
             out = self._stream(symbols, rows, table)
         else:
-            band = np.searchsorted(np.array(band_edges, dtype=rows.dtype), rows, side="right")
+            band_of_row = np.searchsorted(band_edges, np.arange(len(table.cumulative)), side="right").astype(np.uint8)
+            band = band_of_row[rows]
             out = np.empty(len(rows), dtype=np.int16)
             for b in range(len(band_edges) + 1):
                 where = np.flatnonzero(band == b)
@@ -62,6 +61,13 @@ class SymbolCoder(ABC):
     @abstractmethod
     def _stream(self, symbols: Symbols | None, rows: Rows, table: MasterTable) -> Symbols:
         """Code one stream."""
+
+
+def _check_symbols(symbols: NDArray[np.integer[Any]], rows: Rows, table: MasterTable) -> None:
+    if symbols.shape != rows.shape or symbols.ndim != 1:
+        raise SymbolError(f"{symbols.shape} symbols with {rows.shape} rows: one row for each symbol is expected")
+    if len(symbols) and (symbols.min() < table.lo or symbols.max() > table.hi):
+        raise SymbolError(f"symbols span [{symbols.min()}, {symbols.max()}], the table holds [{table.lo}, {table.hi}]: clamp")
 
 
 def _pieces(count: int, row_length: int) -> list[slice]:

@@ -81,6 +81,10 @@ class Header:
         """Raise FormatError if a field is outside of what FORMAT.md allows."""
         if not (1 <= self.width <= MAX_SIDE and 1 <= self.height <= MAX_SIDE):
             raise FormatError(f"picture size is {self.width}×{self.height}, expected 1 … {MAX_SIDE} a side")
+        if len(self.model_id) != 4:
+            raise FormatError(f"model id has {len(self.model_id)} bytes, expected 4")
+        if not (0 <= self.level < 2**16 and 0 <= self.symbol_crc < 2**32):
+            raise FormatError(f"level {self.level} or symbol CRC {self.symbol_crc} does not fit its field (16, 32 bits)")
         if self.tile != 0:
             raise FormatError(f"tile field is {self.tile}; this program reads untiled files (0): update codec")
 

@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bitstream.coder import SymbolCoder
-from bitstream.tables import LOG2_UNITS, POW2_BITS, SYMBOL_MAX, MasterTable, gaussian_master, pow2_fixed, scale_index
+from bitstream.tables import LOG2_UNITS, POW2_BITS, MasterTable, gaussian_master, pow2_fixed, scale_index
 from models.integer import SIGNED_MAX, IntegerLayer, apply_taps, exact_dtype, pixel_shuffle, rshift
+from models.rounding import FIXED_BITS, RDO_STRENGTH, choose_symbols
 from models.swift import anchor_mask
 
-FIXED_BITS = 8  # y·gain, means and y_hat are in 1/256
 MEAN_BITS = 10  # the mean output of the parameter network is in 1/1024 of a standard deviation
 CONTEXT_BITS = 4  # the context sees y_hat in 1/16 of a standard deviation
 MEAN_LIMIT = 2**20
@@ -53,6 +53,7 @@ class IntegerEntropy:
     context: IntegerLayer
     parameters_1: IntegerLayer
     parameters_2: IntegerLayer
+    rdo_strength: float = RDO_STRENGTH  # of the encoder's dead zone; 0 is plain rounding
 
     @property
     def max_level(self) -> int:
@@ -134,8 +135,7 @@ class IntegerEntropy:
             means, rows = self._means_rows(torch.cat([features[where], context], dim=1), log2_scale)
             symbols = None
             if latents is not None:
-                residual = rshift(latents.y[where] - means, FIXED_BITS).clamp(-SYMBOL_MAX, SYMBOL_MAX)
-                symbols = residual.reshape(-1).numpy().astype(np.int16)
+                symbols = choose_symbols((latents.y[where] - means).reshape(-1).numpy(), rows, self.rdo_strength)
             coded = coder.code(symbols, rows, gaussian_master(), BAND_EDGES)
             y_hat[where] = (torch.from_numpy(coded.astype(np.int64)).reshape(-1, channels) << FIXED_BITS) + means
         return y_hat.reshape(h, w, channels)

@@ -37,7 +37,7 @@ def exact_dtype() -> torch.dtype:
 
 def exact_parts(weight: Tensor, act_max: int) -> list[slice]:
     """Cut the inner dimension of an integer weight (K, O) so that each part's product is proven exact in float32."""
-    rows = weight.abs().long() * act_max  # int16 · 255 < 2^23: one row always fits
+    rows = weight.abs().long() * act_max  # int8 · 255 < 2^15: one row always fits
     bound = EXACT - 1
     parts, start = [], 0
     total = torch.zeros(weight.shape[1], dtype=torch.long)
@@ -53,7 +53,7 @@ def exact_parts(weight: Tensor, act_max: int) -> list[slice]:
 class IntegerLayer:
     """out = clamp(rshift((a @ weight + bias) · multiplier, 32), lo, hi) on rows of integer activations."""
 
-    weight: Tensor  # (K, O) int16
+    weight: Tensor  # (K, O) int8
     bias: Tensor  # (O,) int64
     multiplier: Tensor  # (O,) int64, the requantisation by 2^-32
     lo: Tensor  # (O,) int64
@@ -74,10 +74,13 @@ class IntegerLayer:
 
     def __call__(self, a: Tensor) -> Tensor:
         """Map integer-valued float activations (P, K) to int64 outputs (P, O)."""
-        acc = self.bias
+        acc = self.bias.repeat(len(a), 1)
         for part, weight in zip(self.parts, self._weights(a.dtype), strict=True):
-            acc = acc + (a[:, part] @ weight).long()
-        return rshift(acc * self.multiplier, REQUANT_BITS).clamp(self.lo, self.hi)
+            acc += (a[:, part] @ weight).long()
+        acc *= self.multiplier
+        acc += 1 << (REQUANT_BITS - 1)
+        acc >>= REQUANT_BITS
+        return torch.minimum(torch.maximum(acc, self.lo, out=acc), self.hi, out=acc)
 
 
 def gather_taps(x: Tensor, offsets: list[tuple[int, int]], rows: Tensor) -> Tensor:
@@ -92,7 +95,8 @@ def gather_taps(x: Tensor, offsets: list[tuple[int, int]], rows: Tensor) -> Tens
     flat = padded.reshape(-1, c)
     wide = w + 2 * reach
     base = (rows // w + reach) * wide + rows % w + reach
-    return torch.cat([flat[base + dy * wide + dx] for dy, dx in offsets], dim=1)
+    taps = torch.tensor([dy * wide + dx for dy, dx in offsets])
+    return flat.index_select(0, (base[:, None] + taps).reshape(-1)).reshape(len(rows), -1)
 
 
 def apply_taps(layer: IntegerLayer, x: Tensor, offsets: list[tuple[int, int]], rows: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Small layers that CompressAI does not have: the lapped filter, straight-through rounding, a float32 island.
+"""Small layers that CompressAI does not have: the lapped filter, float32 islands, mixed precision.
 
 Everything else that the models are made of comes from ``compressai.layers`` and ``compressai.models``.
 """
@@ -67,11 +67,6 @@ class LappedFilter(nn.Module):
         return torch.cat([x[..., :half], inner, x[..., w - half :]], dim=-1)
 
 
-def ste_round(x: Tensor) -> Tensor:
-    """Round to the nearest integer; the gradient passes straight through."""
-    return x + (x.round() - x).detach()
-
-
 class Float32(nn.Module):
     """Run a module in float32 even under autocast: bf16 latents of magnitude 100 lose whole quantisation steps."""
 
@@ -82,6 +77,26 @@ class Float32(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
             return self.module(x.float())
+
+
+class MixedPrecision:
+    """A sequence of layers made ready for inference: ``dtype`` inside, the ``Float32`` islands left as they are.
+
+    Takes and returns float32; runs in channels_last on ``device``.
+    """
+
+    def __init__(self, layers: nn.Sequential, device: torch.device, dtype: torch.dtype) -> None:
+        self.layers = layers.to(device).to(memory_format=torch.channels_last).eval().requires_grad_(False)
+        for layer in self.layers:
+            if not isinstance(layer, Float32):
+                layer.to(dtype)
+        self.dtype = dtype
+
+    def __call__(self, x: Tensor) -> Tensor:
+        x = x.contiguous(memory_format=torch.channels_last)
+        for layer in self.layers:
+            x = layer(x if isinstance(layer, Float32) else x.to(self.dtype))
+        return x.float()
 
 
 def weight_and_bias(layer: nn.Module) -> tuple[Tensor, Tensor]:

@@ -20,7 +20,7 @@ from models.integer import ACT_MAX, REQUANT_BITS, SIGNED_MAX, IntegerLayer
 from models.layers import weight_and_bias
 from models.swift import Swift, anchor_mask
 
-WEIGHT_BITS = 10
+WEIGHT_BITS = 8
 LOG2_SCALE_LIMIT = 4096
 LAYERS = ("hyper_1", "hyper_2", "context", "parameters_1", "parameters_2")
 PREFIX = "entropy."
@@ -71,7 +71,7 @@ def _layer(
     step = folded.abs().amax(0).clamp(min=1e-12) / (2 ** (WEIGHT_BITS - 1) - 1)
     count = folded.shape[1]
     return IntegerLayer(
-        weight=(folded / step).round().to(torch.int16),
+        weight=(folded / step).round().to(torch.int8),
         bias=(bias.double() / step).round().clamp(-(2.0**31), 2.0**31).long(),
         multiplier=(step / out_step.double() * 2.0**REQUANT_BITS).round().clamp(max=2.0**35).long(),
         lo=lo.expand(count).clone(),
@@ -140,12 +140,16 @@ def load_entropy(tensors: dict[str, Tensor]) -> IntegerEntropy:
         part = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items() if name.startswith(PREFIX)}
         layers = {name: _load_layer(part, name) for name in LAYERS}
         return IntegerEntropy(
-            part["log2_gain"].long(),
-            part["log2_gain_z"].long(),
-            part["log2_std"].long(),
-            int(part["log2_act_z"][0]),
-            MasterTable(-Z_MAX, part["z_cumulative"].long().numpy()),
-            **layers,
+            log2_gain=part["log2_gain"].long(),
+            log2_gain_z=part["log2_gain_z"].long(),
+            log2_std=part["log2_std"].long(),
+            log2_act_z=int(part["log2_act_z"][0]),
+            z_table=MasterTable(-Z_MAX, part["z_cumulative"].long().numpy()),
+            hyper_1=layers["hyper_1"],
+            hyper_2=layers["hyper_2"],
+            context=layers["context"],
+            parameters_1=layers["parameters_1"],
+            parameters_2=layers["parameters_2"],
         )
     except KeyError as error:
         raise CheckpointError(f"checkpoint: tensor {error} is missing: export it again") from error

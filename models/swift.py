@@ -30,7 +30,8 @@ from compressai.models.sensetime import ResidualBottleneckBlock
 from compressai.models.utils import conv
 from torch import Tensor, nn
 
-from models.layers import Float32, LappedFilter, ste_round
+from models.layers import Float32, LappedFilter
+from models.rounding import ste_round, ste_symbols
 
 
 @dataclass(frozen=True)
@@ -47,8 +48,8 @@ class SwiftConfig:
     features: int = 256
     hidden: int = 384
     levels: int = 8
-    lmbda_min: float = 0.0006
-    lmbda_max: float = 0.18
+    lmbda_min: float = 0.0008
+    lmbda_max: float = 0.3
 
     @property
     def lmbda_mid(self) -> float:
@@ -190,8 +191,8 @@ class Swift(nn.Module):
     def forward(self, x: Tensor, level: Tensor) -> dict[str, Tensor]:
         """Run the whole model with differentiable quantisation.
 
-        x is (B, 3, H, W) in [0, 1], sides multiples of 64; level is (B,) in [0, levels - 1]. Rates see uniform noise,
-        synthesis and context see straight-through rounding (Minnen 2020, arXiv 2007.08739).
+        x is (B, 3, H, W) in [0, 1], sides multiples of 64; level is (B,) in [0, levels - 1]. In training rates see
+        uniform noise; synthesis, context and, in eval mode, rates see the coder's rounding (Minnen 2020, arXiv 2007.08739).
         Returns x_hat (B, 3, H, W), y_likelihoods (B, M, H/16, W/16), z_likelihoods (B, N, H/64, W/64).
         """
         gain, gain_z = self.gains(level)
@@ -204,18 +205,19 @@ class Swift(nn.Module):
         features = self.h_s(ste_round(z) / gain_z)
         y_hat, means, scales = self._context_walk(y * gain, features, scale)
         with torch.autocast(x.device.type, enabled=False):
-            _, y_likelihoods = self.gaussian_conditional(y * gain, scales, means)
+            coded = y * gain if self.training else y_hat
+            _, y_likelihoods = self.gaussian_conditional(coded, scales, means)
         return {"x_hat": self.g_s(y_hat / gain).float(), "y_likelihoods": y_likelihoods, "z_likelihoods": z_likelihoods}
 
     def _context_walk(self, v: Tensor, features: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         anchors = anchor_mask(v.shape[-2], v.shape[-1], v.device)
         context = torch.zeros_like(features)
         means, scales = self.means_scales(features, context, scale)
-        y_hat = ste_round(v - means) + means
+        y_hat = ste_symbols(v - means, scales) + means
         context = torch.relu(self.context(y_hat * anchors / scale)) * ~anchors
         means_2, scales_2 = self.means_scales(features, context, scale)
         means, scales = torch.where(anchors, means, means_2), torch.where(anchors, scales, scales_2)
-        return torch.where(anchors, y_hat, ste_round(v - means) + means), means, scales
+        return torch.where(anchors, y_hat, ste_symbols(v - means, scales) + means), means, scales
 
     def means_scales(self, features: Tensor, context: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and scale (B, M, h, w) of y·gain from the (B, F, h, w) features and context."""

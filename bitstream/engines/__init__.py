@@ -29,6 +29,13 @@ class Engine(Protocol):
         ...
 
 
+def check_rows(rows: NDArray[np.integer[Any]], count: int) -> None:
+    """Raise SymbolError if a row (of one or more) is outside of a table of ``count`` rows."""
+    row = rows.min() if rows.min() < 0 else rows.max()
+    if not 0 <= row < count:
+        raise SymbolError(f"row {row} asked for, the CDF table has {count} rows")
+
+
 def check_arguments(cdf: NDArray[np.uint16], rows: NDArray[np.integer[Any]], symbols: NDArray[np.int16] | None = None) -> None:
     """Raise SymbolError for what torchac would turn into silent damage."""
     if cdf.ndim != 2 or cdf.shape[1] < 2 or not len(rows):
@@ -36,11 +43,14 @@ def check_arguments(cdf: NDArray[np.uint16], rows: NDArray[np.integer[Any]], sym
     inner = cdf[:, :-1].astype(np.int32)
     if (inner[:, 0] != 0).any() or (np.diff(inner, axis=1) <= 0).any() or (cdf[:, -1] != 0).any():
         raise SymbolError("a CDF row does not rise strictly from 0 to 65536")
-    if rows.max() >= len(cdf):
-        raise SymbolError(f"row {rows.max()} asked for, the CDF table has {len(cdf)}")
+    check_rows(rows, len(cdf))
     if len(rows) * cdf.shape[1] >= 2**31:
         raise SymbolError(f"{len(rows)} symbols × Lp {cdf.shape[1]} reaches torchac's limit of 2^31 cells: cut the stream")
-    if symbols is not None and (symbols.shape != rows.shape or symbols.min() < 0 or symbols.max() > cdf.shape[1] - 2):
+    if symbols is None:
+        return
+    if symbols.shape != rows.shape or symbols.ndim != 1 or symbols.dtype != np.int16:
+        raise SymbolError(f"symbols are {symbols.shape} {symbols.dtype}, expected one int16 for each of the {rows.shape} rows")
+    if symbols.min() < 0 or symbols.max() > cdf.shape[1] - 2:
         raise SymbolError(f"symbols span [{symbols.min()}, {symbols.max()}], the CDF rows hold [0, {cdf.shape[1] - 2}]")
 
 

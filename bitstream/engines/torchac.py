@@ -53,7 +53,7 @@ class TorchacEngine:
         import torch
 
         check_arguments(cdf, rows, symbols)
-        gathered = torch.from_numpy(cdf.view(np.int16)[rows])  # (N, Lp), contiguous
+        gathered = torch.from_numpy(np.take(cdf.view(np.int16), rows, axis=0))  # (N, Lp), contiguous
         payload: bytes = self._backend.encode_cdf(gathered, torch.from_numpy(np.ascontiguousarray(symbols)))
         return payload
 
@@ -62,7 +62,7 @@ class TorchacEngine:
         import torch
 
         check_arguments(cdf, rows)
-        gathered = torch.from_numpy(cdf.view(np.int16)[rows])
+        gathered = torch.from_numpy(np.take(cdf.view(np.int16), rows, axis=0))
         symbols: NDArray[np.int16] = self._backend.decode_cdf(gathered, payload).numpy()
         return symbols
 
@@ -75,7 +75,7 @@ def _backend() -> ModuleType:
     global _loaded
     if _loaded is None:
         built = built_path()
-        if not built.exists():
+        if not os.path.exists(built):  # Path.exists would raise for a folder that may not be read
             _build(built)
         _loaded = _load(built)
     return _loaded
@@ -124,13 +124,19 @@ def _build(target: Path) -> None:
         )
         library = next((p for p in Path(folder).iterdir() if p.suffix in (".so", ".pyd", ".dylib")), None)
         if done.returncode or library is None:
-            last = (done.stderr.strip() or done.stdout.strip() or "no output").splitlines()[-1]
-            raise EngineError(f"torchac's coder could not be compiled ({last}).")
+            raise EngineError(f"torchac's coder could not be compiled ({_cause(done.stdout + done.stderr)}).")
         os.replace(library, target)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise EngineError(f"torchac's coder could not be compiled ({error}).") from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _cause(output: str) -> str:
+    """Return the line of a compiler's output that says most."""
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    telling = [line for line in lines if "not found" in line or "error:" in line or "Error" in line]
+    return (telling[:1] or lines[-1:] or ["no output"])[0][:300]
 
 
 def _build_environment() -> dict[str, str]:

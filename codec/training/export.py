@@ -5,6 +5,7 @@ What is measured is measured on real streams of held-out pictures, and written i
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import pickle
 from pathlib import Path
@@ -59,7 +60,9 @@ def export_state(state_path: Path, data: Path, name: str, out: Path | None = Non
     tensors = quantise(model, calibrate(model, crops))
     tensors |= {key: t.half() for key, t in model.state_dict().items() if key.startswith(FLOAT_PARTS)}
     partial = folder / f".{name}.partial.safetensors"
-    sha256 = save_checkpoint(partial, model=recipe.model, config=recipe.config, tensors=tensors, constants_crc=constants_crc())
+    sha256 = save_checkpoint(
+        partial, model=recipe.model, config=dataclasses.asdict(model.cfg), tensors=tensors, constants_crc=constants_crc()
+    )
     loaded = LoadedModel.load(partial, torch.device("cpu"))
     rd, cost = measure(model, loaded, held_out)
     row = {

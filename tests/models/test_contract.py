@@ -1,0 +1,186 @@
+"""What every model owes: encoder and decoder see the same integers, whatever the process has switched on or off."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+
+import pytest
+import torch
+
+from bitstream.coder import StreamReader, StreamWriter
+from bitstream.engines.reference import ReferenceEngine
+from models import integer
+from models.integer import exact_dtype
+from models.runtime import LoadedModel
+
+pytestmark = pytest.mark.filterwarnings("ignore:TF32 acceleration")  # torch's, when oneDNN is switched off
+CPU = torch.device("cpu")
+
+
+@contextlib.contextmanager
+def switched(setter, value, before):
+    """Call setter(value) for the time of a block, setter(before) behind it."""
+    setter(value)
+    try:
+        yield
+    finally:
+        setter(before)
+
+
+def precision(name):
+    return switched(torch.set_float32_matmul_precision, name, torch.get_float32_matmul_precision())
+
+
+def default_dtype(dtype):
+    return switched(torch.set_default_dtype, dtype, torch.get_default_dtype())
+
+
+@contextlib.contextmanager
+def block_rows(count):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(integer, "BLOCK_ROWS", count)
+        yield
+
+
+SWITCHES = {
+    "1 thread": lambda: switched(torch.set_num_threads, 1, torch.get_num_threads()),
+    "2 threads": lambda: switched(torch.set_num_threads, 2, torch.get_num_threads()),
+    "matmul precision medium": lambda: precision("medium"),
+    "matmul precision high": lambda: precision("high"),
+    "flush denormal": lambda: switched(torch.set_flush_denormal, True, False),
+    "autocast bf16": lambda: torch.autocast("cpu", torch.bfloat16),
+    "default dtype float64": lambda: default_dtype(torch.float64),
+    "default dtype bf16": lambda: default_dtype(torch.bfloat16),
+    "deterministic algorithms": lambda: switched(torch.use_deterministic_algorithms, True, False),
+    "no oneDNN": lambda: torch.backends.mkldnn.flags(enabled=False),
+    "grad mode": torch.enable_grad,
+    "blocks of 1 row": lambda: block_rows(1),
+    "blocks of 7 rows": lambda: block_rows(7),
+}
+
+
+def latents_of(model, x, level):
+    """Return the latents of a picture, and the sides of y."""
+    with torch.inference_mode():
+        h, w = x.shape[-2:]
+        y = model.g_a(torch.nn.functional.pad(x, (0, -w % 64, 0, -h % 64), mode="replicate")).float()
+        z = model.h_a(y / model.log2_std.exp2()[:, None, None]).float()
+    return model.entropy.fix_latents(y, z, level), *y.shape[-2:]
+
+
+@pytest.mark.parametrize("level", [0, 300, 768])
+@pytest.mark.parametrize("size", [(1, 1), (1, 37), (65, 129), (128, 96)])
+def test_decoder_finds_the_encoders_y_hat(model, engine, tensor, size, level):
+    latents, h, w = latents_of(model, tensor(*size), level)
+    writer = StreamWriter(engine)
+    y_hat = model.entropy.code_latents(writer, level, h, w, latents)
+    reader = StreamReader(engine, writer.payloads)
+    assert torch.equal(model.entropy.code_latents(reader, level, h, w, None), y_hat)
+    assert reader.crc == writer.crc
+    assert y_hat.shape == (h, w, latents.y.shape[1])
+    assert y_hat.dtype == torch.int64
+
+
+def test_engines_write_the_same_bytes(model, engine, tensor):
+    assert model.compress(tensor(65, 129), 300, engine) == model.compress(tensor(65, 129), 300, ReferenceEngine())
+
+
+@pytest.fixture(scope="module")
+def coded(model, engine):
+    """A picture coded without any switch: (payloads, CRC, y_hat, level, h, w)."""
+    generator = torch.Generator().manual_seed(0)
+    h, w, level = 192, 256, 400
+    x = torch.rand(1, 3, h // 8, w // 8, generator=generator).repeat_interleave(8, 2).repeat_interleave(8, 3)
+    payloads, crc = model.compress(x, level, engine)
+    y_hat, decoded_crc = model.decode_latents(payloads, level, h, w, engine)
+    assert decoded_crc == crc
+    return payloads, crc, y_hat, level, h, w
+
+
+@pytest.mark.parametrize("switch", SWITCHES)
+def test_symbols_do_not_depend_on_a_global_switch(model, engine, coded, switch):
+    payloads, crc, y_hat, level, h, w = coded
+    with SWITCHES[switch]():
+        decoded, decoded_crc = model.decode_latents(payloads, level, h, w, engine)
+    assert decoded_crc == crc
+    assert torch.equal(decoded, y_hat)
+
+
+@pytest.mark.parametrize("switch", SWITCHES)
+def test_bytes_of_given_latents_do_not_depend_on_a_global_switch(model, engine, tensor, switch):
+    latents, h, w = latents_of(model, tensor(128, 96), 500)
+    plain, switched = StreamWriter(engine), StreamWriter(engine)
+    model.entropy.code_latents(plain, 500, h, w, latents)
+    with SWITCHES[switch]():
+        model.entropy.code_latents(switched, 500, h, w, latents)
+    assert switched.payloads == plain.payloads
+
+
+def test_matmul_precision_medium_is_noticed():
+    with precision("medium"):
+        probe = torch.full((64, 64), 4097.0)
+        exact = torch.equal(probe @ torch.eye(64), probe)
+        assert exact_dtype() == (torch.float32 if exact else torch.float64)
+    assert exact_dtype() == torch.float32
+
+
+def test_picture_decodes_inside_autocast(model, engine, tensor):
+    x = tensor(65, 129)
+    with torch.autocast("cpu", torch.bfloat16):
+        payloads, crc = model.compress(x, 768, engine)
+    x_hat, decoded_crc = model.decompress(payloads, 768, 65, 129, engine)
+    assert decoded_crc == crc
+    assert x_hat.shape == x.shape
+
+
+def test_symbols_do_not_depend_on_the_transforms_dtype(model, engine, coded):
+    payloads, crc, y_hat, level, h, w = coded
+    half = LoadedModel(model.checkpoint, CPU, dtype=torch.bfloat16)
+    decoded, decoded_crc = half.decode_latents(payloads, level, h, w, engine)
+    assert decoded_crc == crc
+    assert torch.equal(decoded, y_hat)
+    x_hat, _ = half.decompress(payloads, level, h, w, engine)
+    exact, _ = model.decompress(payloads, level, h, w, engine)
+    assert x_hat.dtype == torch.float32
+    assert 0 < (x_hat - exact).abs().mean() < 0.02
+
+
+def test_a_file_of_bf16_transforms_decodes_with_float32_ones(model, engine, tensor):
+    half = LoadedModel(model.checkpoint, CPU, dtype=torch.bfloat16)
+    payloads, crc = half.compress(tensor(65, 129), 400, engine)
+    assert model.decode_latents(payloads, 400, 65, 129, engine)[1] == crc
+
+
+def test_symbols_do_not_depend_on_the_synthesis_weights(model, engine, coded):
+    payloads, crc, y_hat, level, h, w = coded
+    generator = torch.Generator().manual_seed(3)
+    tensors = dict(model.checkpoint.tensors)
+    for name, value in tensors.items():
+        if name.startswith("g_s."):
+            noise = torch.rand(value.shape, generator=generator) * 2 - 1
+            tensors[name] = value.float() * (1 + 1e-3 * noise) + 1e-3 * noise.flip(0)
+    other = LoadedModel(dataclasses.replace(model.checkpoint, tensors=tensors), CPU)
+    x_hat, decoded_crc = other.decompress(payloads, level, h, w, engine)
+    assert decoded_crc == crc
+    assert torch.equal(other.decode_latents(payloads, level, h, w, engine)[0], y_hat)
+    assert not torch.equal(x_hat, model.decompress(payloads, level, h, w, engine)[0])  # the change was a real one
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 37), (63, 64), (65, 129)])
+def test_decompress_gives_the_size_back(model, engine, tensor, size):
+    x = tensor(*size)
+    payloads, crc = model.compress(x, 768, engine)
+    x_hat, decoded_crc = model.decompress(payloads, 768, *size, engine)
+    assert x_hat.shape == x.shape
+    assert decoded_crc == crc
+    assert (x_hat - x).abs().mean() < 0.2
+
+
+def test_timings_name_the_stages(model, engine, tensor):
+    fresh = LoadedModel(model.checkpoint, CPU)
+    payloads, _ = fresh.compress(tensor(64, 64), 0, engine)
+    assert set(fresh.timings) == {"g_a", "h_a", "entropy"}
+    fresh.decompress(payloads, 0, 64, 64, engine)
+    assert set(fresh.timings) == {"entropy", "g_s"}
+    assert all(seconds >= 0 for seconds in fresh.timings.values())

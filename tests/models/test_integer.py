@@ -1,0 +1,197 @@
+"""Integer layers: exact against int64 arithmetic, with proven parts; taps and shuffles against torch's own."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from bitstream.errors import CheckpointError
+from models.entropy import TAPS_3X3, TAPS_CONTEXT
+from models.integer import (
+    ACT_MAX,
+    EXACT,
+    REQUANT_BITS,
+    IntegerLayer,
+    apply_taps,
+    exact_dtype,
+    exact_parts,
+    gather_taps,
+    pixel_shuffle,
+    rshift,
+)
+
+
+def layer_of(weight, bias=None, multiplier=None, act_max=ACT_MAX, reach=2**40):
+    """Return a layer whose outputs are requantised by 1 and all but not clamped, unless told."""
+    count = weight.shape[1]
+    bias = torch.zeros(count, dtype=torch.long) if bias is None else bias
+    multiplier = torch.full((count,), 2**REQUANT_BITS) if multiplier is None else multiplier
+    lo, hi = torch.full((count,), -reach), torch.full((count,), reach)
+    return IntegerLayer(weight, bias, multiplier, lo, hi, act_max)
+
+
+def by_definition(layer, a):
+    """Return the layer's outputs by FORMAT.md section 7, step 3, in Python's and int64 arithmetic."""
+    acc = a.long() @ layer.weight.long() + layer.bias
+    return rshift(acc * layer.multiplier, REQUANT_BITS).clamp(layer.lo, layer.hi)
+
+
+def random_weight(rows, columns, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(-127, 128, (rows, columns), generator=generator).to(torch.int8)
+
+
+@pytest.mark.parametrize(("value", "bits", "expected"), [(5, 1, 3), (-5, 1, -2), (4, 3, 1), (3, 3, 0), (-4, 3, 0), (-5, 3, -1)])
+def test_rshift_rounds_half_up(value, bits, expected):
+    assert int(rshift(torch.tensor(value), bits)) == expected
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(1, 1, 1), (3, 7, 5), (200, 4000, 33)])
+def test_layer_equals_int64_arithmetic(shape, dtype):
+    rows, inner, outer = shape
+    generator = torch.Generator().manual_seed(1)
+    bias = torch.randint(-(2**31), 2**31, (outer,), generator=generator)
+    multiplier = torch.randint(0, 2**25, (outer,), generator=generator)
+    layer = IntegerLayer(
+        random_weight(inner, outer), bias, multiplier, torch.full((outer,), -900), torch.full((outer,), 2**21), ACT_MAX
+    )
+    a = torch.randint(-ACT_MAX, ACT_MAX + 1, (rows, inner), generator=generator)
+    assert torch.equal(layer(a.to(dtype)), by_definition(layer, a))
+
+
+@pytest.mark.parametrize("inner", [518, 519, 4000])  # 518 · 127 · 255 is the last product below 2^24
+@pytest.mark.parametrize("sign", [1, -1])
+def test_layer_is_exact_when_all_is_at_its_maximum(inner, sign):
+    weight = torch.full((inner, 8), 127 * sign, dtype=torch.int8)
+    layer = layer_of(weight)
+    a = torch.full((16, inner), ACT_MAX)
+    assert torch.equal(layer(a.float()), by_definition(layer, a))
+    assert int(layer(a.float())[0, 0]) == sign * inner * 127 * ACT_MAX
+    assert len(layer.parts) == -(-inner // 518)  # as long as any product stays below 2^24
+
+
+def test_one_float32_product_would_not_be_exact():
+    a = torch.full((1, 4001), ACT_MAX)  # 4001 · 127 · 255 is odd and above 2^24: no float32
+    weight = torch.full((4001, 1), 127, dtype=torch.int8)
+    assert int((a.float() @ weight.float()).item()) != 4001 * 127 * ACT_MAX
+    assert int(layer_of(weight)(a.float())) == 4001 * 127 * ACT_MAX
+
+
+@pytest.mark.parametrize("act_max", [127, 255])
+@pytest.mark.parametrize("shape", [(1, 1), (100, 3), (5000, 17)])
+def test_parts_cover_the_rows_and_keep_the_bound(shape, act_max):
+    weight = random_weight(*shape)
+    parts = exact_parts(weight, act_max)
+    assert torch.equal(torch.cat([torch.arange(shape[0])[part] for part in parts]), torch.arange(shape[0]))
+    bounds = [int(weight[part].long().abs().sum(0).max()) * act_max for part in parts]
+    assert max(bounds) < EXACT
+    for part in parts[:-1]:  # and no part is cut early
+        assert int(weight[part.start : part.stop + 1].long().abs().sum(0).max()) * act_max >= EXACT
+
+
+@pytest.mark.xfail(
+    strict=True, reason="models/integer.py exact_parts: int8 abs(-128) is -128, the bound is not one: .long().abs()"
+)
+def test_parts_hold_for_the_most_negative_weight():
+    weight = torch.full((4001, 1), -128, dtype=torch.int8)
+    bounds = [int(weight[part].long().abs().sum(0).max()) * ACT_MAX for part in exact_parts(weight, ACT_MAX)]
+    assert max(bounds) < EXACT
+
+
+def test_layer_clamps_to_its_range():
+    layer = IntegerLayer(
+        torch.tensor([[1, -1]], dtype=torch.int8),
+        torch.zeros(2, dtype=torch.long),
+        torch.full((2,), 2**REQUANT_BITS),
+        torch.tensor([-3, -4]),
+        torch.tensor([5, 6]),
+        ACT_MAX,
+    )
+    assert layer(torch.tensor([[100.0], [-100.0], [2.0]])).tolist() == [[5, -4], [-3, 6], [2, -2]]
+
+
+def test_layer_does_not_change_its_input_or_bias():
+    layer, a = layer_of(random_weight(9, 4), bias=torch.arange(4)), torch.ones(5, 9)
+    first = layer(a)
+    assert torch.equal(a, torch.ones(5, 9))
+    assert torch.equal(layer.bias, torch.arange(4))
+    assert torch.equal(layer(a), first)
+
+
+def test_layer_that_could_leave_64_bits_is_refused():
+    with pytest.raises(CheckpointError, match="exceed 64 bits"):
+        layer_of(random_weight(4, 4), multiplier=torch.full((4,), 2**50))
+
+
+def test_layer_does_not_depend_on_threads():
+    layer, a = layer_of(random_weight(3000, 64)), torch.full((700, 3000), float(ACT_MAX))
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        assert torch.equal(layer(a), by_definition(layer, a))
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_exact_dtype_is_float32_normally():
+    assert exact_dtype() == torch.float32
+
+
+@pytest.mark.parametrize("coarse", [torch.bfloat16, torch.float16])
+def test_exact_dtype_is_float64_when_products_are_rounded(monkeypatch, coarse):
+    exact = torch.Tensor.__matmul__
+    monkeypatch.setattr(torch.Tensor, "__matmul__", lambda a, b: exact(a.to(coarse).float(), b.to(coarse).float()))
+    assert exact_dtype() == torch.float64
+
+
+@pytest.mark.xfail(
+    strict=True, reason="models/integer.py exact_dtype: the probe takes the default dtype: say dtype=torch.float32"
+)
+def test_exact_dtype_probes_float32_under_another_default_dtype(monkeypatch):
+    exact, seen = torch.Tensor.__matmul__, []
+    monkeypatch.setattr(torch.Tensor, "__matmul__", lambda a, b: seen.append(a.dtype) or exact(a, b))
+    before = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(torch.float64)
+        exact_dtype()
+    finally:
+        torch.set_default_dtype(before)
+    assert seen == [torch.float32]
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (4, 4, 3), (5, 8, 2), (1, 9, 4)])
+@pytest.mark.parametrize("offsets", [TAPS_3X3, TAPS_CONTEXT, [(0, 0)]], ids=["3x3", "context", "point"])
+def test_gather_taps_equals_unfold(shape, offsets):
+    h, w, c = shape
+    x = torch.arange(h * w * c).reshape(h, w, c).float() + 1
+    reach = max(max(abs(dy), abs(dx)) for dy, dx in offsets)
+    side = 2 * reach + 1
+    unfolded = F.unfold(x.permute(2, 0, 1)[None], side, padding=reach)[0].reshape(c, side, side, h * w)
+    expected = torch.cat([unfolded[:, dy + reach, dx + reach].T for dy, dx in offsets], dim=1)
+    assert torch.equal(gather_taps(x, offsets, torch.arange(h * w)), expected)
+    some = torch.arange(h * w).flip(0)[::2]
+    assert torch.equal(gather_taps(x, offsets, some), expected[some])
+
+
+def test_context_taps_are_the_twelve_of_the_other_colour():
+    assert len(TAPS_CONTEXT) == 12
+    assert all((dy + dx) % 2 for dy, dx in TAPS_CONTEXT)
+
+
+def test_apply_taps_equals_a_convolution():
+    generator = torch.Generator().manual_seed(2)
+    kernel = torch.randint(-127, 128, (5, 3, 3, 3), generator=generator)  # (O, C, 3, 3)
+    x = torch.randint(0, 256, (6, 7, 3), generator=generator)
+    matrix = torch.cat([kernel[:, :, dy + 1, dx + 1].T for dy, dx in TAPS_3X3]).to(torch.int8)
+    out = apply_taps(layer_of(matrix), x.float(), TAPS_3X3, torch.arange(42))
+    expected = F.conv2d(x.permute(2, 0, 1)[None].double(), kernel.double(), padding=1)[0]
+    assert torch.equal(out, expected.permute(1, 2, 0).reshape(42, 5).long())
+
+
+@pytest.mark.parametrize(("h", "w", "factor"), [(1, 1, 2), (3, 5, 2), (2, 4, 3)])
+def test_pixel_shuffle_equals_torchs(h, w, factor):
+    x = torch.arange(h * w * 4 * factor**2).reshape(h * w, -1)
+    expected = torch.nn.PixelShuffle(factor)(x.reshape(h, w, -1).permute(2, 0, 1)[None])[0]
+    assert torch.equal(pixel_shuffle(x, h, w, factor), expected.permute(1, 2, 0))

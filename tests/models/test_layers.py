@@ -1,0 +1,76 @@
+"""Small layers: an orthogonal lapped filter that leaves borders alone, float32 islands."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from compressai.layers import subpel_conv3x3
+from torch import nn
+
+from models.layers import Float32, LappedFilter, dct_matrix, lapped_filter, weight_and_bias
+
+
+@pytest.mark.parametrize("n", [2, 4, 8, 16])
+def test_filter_and_dct_are_orthogonal(n):
+    eye = torch.eye(n, dtype=torch.float64)
+    for matrix in (lapped_filter(n), dct_matrix(n)):
+        torch.testing.assert_close(matrix @ matrix.T, eye, atol=1e-12, rtol=0)
+
+
+def test_filter_is_not_the_identity_but_passes_symmetric_signals():
+    matrix = lapped_filter(8)
+    assert (matrix - torch.eye(8)).abs().max() > 0.05
+    half = torch.tensor([1.0, -2.0, 0.5, 3.0], dtype=torch.float64)
+    symmetric = torch.cat([half, half.flip(0)])
+    torch.testing.assert_close(matrix @ symmetric, symmetric)
+
+
+@pytest.mark.parametrize("size", [(8, 8), (8, 24), (16, 16), (64, 40)])
+def test_inverse_restores_exactly(size):
+    x = torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(0))
+    y = LappedFilter()(x)
+    torch.testing.assert_close(LappedFilter(inverse=True)(y), x, atol=1e-6, rtol=0)
+    torch.testing.assert_close(y.square().sum(), x.square().sum())  # energy is kept
+
+
+def test_filter_leaves_the_border_untouched():
+    x = torch.rand(1, 1, 32, 40, generator=torch.Generator().manual_seed(1))
+    y = LappedFilter()(x).detach()
+    for rows in (slice(0, 4), slice(28, 32)):
+        for columns in (slice(0, 4), slice(36, 40)):
+            assert torch.equal(y[..., rows, columns], x[..., rows, columns])  # corners: neither direction
+    flat = x[..., :1, :].expand(-1, -1, 8, -1)  # one block high: only rows are filtered
+    filtered = LappedFilter()(flat).detach()
+    assert torch.equal(filtered[..., :4], flat[..., :4])
+    assert torch.equal(filtered[..., -4:], flat[..., -4:])
+    assert not torch.equal(filtered[..., 4:-4], flat[..., 4:-4])
+
+
+def test_one_block_is_unchanged():
+    x = torch.rand(1, 3, 8, 8)
+    assert torch.equal(LappedFilter()(x), x)
+
+
+def test_filter_treats_both_directions_alike():
+    x = torch.rand(1, 1, 24, 32, generator=torch.Generator().manual_seed(2))
+    torch.testing.assert_close(LappedFilter()(x.transpose(2, 3)), LappedFilter()(x).transpose(2, 3))
+
+
+def test_float32_island_stays_float32_under_autocast():
+    linear = nn.Linear(4, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert linear(torch.ones(1, 4)).dtype == torch.bfloat16
+        assert Float32(linear)(torch.ones(1, 4, dtype=torch.bfloat16)).dtype == torch.float32
+
+
+@pytest.mark.parametrize("wrap", [lambda conv: conv, Float32, lambda conv: nn.Sequential(conv, nn.PixelShuffle(1))])
+def test_weight_and_bias_looks_inside(wrap):
+    conv = nn.Conv2d(2, 3, 1)
+    weight, bias = weight_and_bias(wrap(conv))
+    assert weight is conv.weight
+    assert bias is conv.bias
+
+
+def test_weight_and_bias_of_subpel_conv():
+    layer = subpel_conv3x3(2, 3, 2)
+    assert weight_and_bias(layer)[0].shape == (12, 2, 3, 3)
