@@ -70,6 +70,12 @@ def _check_symbols(symbols: NDArray[np.integer[Any]], rows: Rows, table: MasterT
         raise SymbolError(f"symbols span [{symbols.min()}, {symbols.max()}], the table holds [{table.lo}, {table.hi}]: clamp")
 
 
+def _restrict(table: MasterTable, rows: Rows, first: int, last: int) -> tuple[NDArray[np.uint16], Rows]:
+    """Return the CDF rows of a stream's range, only those between the first and last row it uses, and the rows in them."""
+    low, high = int(rows.min()), int(rows.max())
+    return MasterTable(table.lo, table.cumulative[low : high + 1]).rows(first, last), rows - rows.dtype.type(low)
+
+
 def _pieces(count: int, row_length: int) -> list[slice]:
     size = max(PIECE_CELLS // row_length, 1)
     return [slice(start, min(start + size, count)) for start in range(0, count, size)]
@@ -97,7 +103,7 @@ class StreamWriter(SymbolCoder):
         self._out += pack_varint(zigzag(first)) + pack_varint(zigzag(last))
         if first == last:
             return symbols
-        cdf = table.rows(first, last)
+        cdf, rows = _restrict(table, rows, first, last)
         shifted = (symbols - first).astype(np.int16)
         for piece in _pieces(len(symbols), cdf.shape[1]):
             payload = self.engine.encode(cdf, rows[piece], shifted[piece])
@@ -133,7 +139,7 @@ class StreamReader(SymbolCoder):
             raise FormatError(f"a stream's range is [{first}, {last}], the table holds [{table.lo}, {table.hi}]")
         if first == last:
             return np.full(len(rows), first, dtype=np.int16)
-        cdf = table.rows(first, last)
+        cdf, rows = _restrict(table, rows, first, last)
         out = np.empty(len(rows), dtype=np.int16)
         for piece in _pieces(len(rows), cdf.shape[1]):
             length, self._offset = unpack_varint(self._data, self._offset)

@@ -43,10 +43,10 @@ def _arithmetic() -> Iterator[tuple[bool, str]]:
     import torch
 
     from bitstream.tables import constants_crc
-    from models.integer import exact_dtype
+    from models.integer import exact_arithmetic
 
     yield True, f"constant tables have CRC {constants_crc():08x}"
-    yield True, f"integer layers run in {str(exact_dtype()).removeprefix('torch.')}"
+    yield True, f"integer layers run in {exact_arithmetic()}, exactly"
     where = torch.cuda.get_device_name() if torch.cuda.is_available() else "no CUDA GPU, the CPU is used"
     yield True, f"{torch.get_num_threads()} threads, {where}"
 

@@ -7,6 +7,7 @@ behind is a warning. Nothing is dropped in silence.
 from __future__ import annotations
 
 import io
+import re
 import warnings
 from dataclasses import dataclass
 from os import PathLike
@@ -24,6 +25,7 @@ Pixels: TypeAlias = NDArray[np.uint8]
 ImageLike: TypeAlias = "Image.Image | Pixels | str | PathLike[str]"
 
 _METADATA = {"icc_profile": "ICC profile", "exif": "EXIF data", "xmp": "XMP data"}
+_DEEP_RAW_MODE = re.compile(r"(L|LA|RGB|RGBA|RGBX|CMYK|I);(16|32)")
 _DIRECT = {"RGB": "RGB", "L": "L", "1": "L", "P": "RGB", "YCbCr": "RGB"}
 
 
@@ -39,19 +41,19 @@ def load(source: ImageLike) -> Picture:
     """Read a path, a PIL image, or an (H, W, 3) or (H, W) uint8 array. Raises ImageError."""
     if isinstance(source, np.ndarray):
         return _from_array(source)
-    if isinstance(source, Image.Image):
-        return _from_pil(source, "image")
-    path = Path(source)
+    name = "image" if isinstance(source, Image.Image) else str(Path(source))
     try:
-        with Image.open(path) as image:
-            return _from_pil(image, str(path))
+        if isinstance(source, Image.Image):
+            return _from_pil(source, name)
+        with Image.open(Path(source)) as image:
+            return _from_pil(image, name)
     except UnidentifiedImageError as error:
-        raise ImageError(f"{path}: not a picture that Pillow can read: give a PNG, JPEG, WebP, TIFF or BMP file") from error
+        raise ImageError(f"{name}: not a picture that Pillow can read: give a PNG, JPEG, WebP, TIFF or BMP file") from error
     except Image.DecompressionBombError as error:
-        raise ImageError(f"{path}: {error}") from error
-    except (OSError, SyntaxError, ValueError) as error:
+        raise ImageError(f"{name}: {error}") from error
+    except (OSError, SyntaxError, ValueError, RuntimeError) as error:  # what Pillow's plugins raise for damage
         reason = getattr(error, "strerror", None) or str(error)
-        raise ImageError(f"{path}: cannot be read ({reason})") from error
+        raise ImageError(f"{name}: cannot be read ({reason})") from error
 
 
 def _from_array(array: NDArray[np.generic]) -> Picture:
@@ -78,10 +80,9 @@ def _from_pil(image: Image.Image, name: str) -> Picture:
 
 def _unsupported(image: Image.Image) -> str | None:
     """Say what about a picture cannot be stored yet, with the cure; None if all of it can."""
-    raw = " ".join(str(tile[3]) for tile in getattr(image, "tile", []))  # 16-bit RGB hides behind mode "RGB"
     if getattr(image, "is_animated", False) and image.format != "MPO":
         return f"an animation of {getattr(image, 'n_frames', 2)} frames, one frame is supported: extract the frame you want"
-    if image.mode.startswith(("I", "F")) or ";16" in raw or ";32" in raw:
+    if image.mode.startswith(("I", "F")) or _is_deep(image):
         return "more than 8 bits a channel are not supported yet: convert to 8 bits first"
     if "A" in image.mode.replace("LAB", "") or image.mode in ("RGBa", "La") or "transparency" in image.info:
         return "an alpha channel is not supported yet: flatten the picture onto a background first"
@@ -90,6 +91,17 @@ def _unsupported(image: Image.Image) -> str | None:
     if image.mode not in _DIRECT:
         return f"colour mode {image.mode} is not supported: convert to RGB first"
     return None
+
+
+def _is_deep(image: Image.Image) -> bool:
+    """Return whether the file has more than 8 bits a channel; Pillow hides that of RGB behind mode "RGB"."""
+    for tile in getattr(image, "tile", []):
+        arguments = tile[3] if isinstance(tile[3], tuple) else (tile[3],)
+        if any(isinstance(a, str) and _DEEP_RAW_MODE.match(a) for a in arguments):
+            return True
+        if tile[0].startswith("ppm") and any(isinstance(a, int) and a > 255 for a in arguments):
+            return True
+    return False
 
 
 def to_pil(pixels: Pixels, *, gray: bool) -> Image.Image:

@@ -78,5 +78,5 @@ def _read(path: Path, name: str, expected: str | None) -> Checkpoint:
         if header["format"] != CHECKPOINT_FORMAT:
             raise CheckpointError(f"checkpoint {path} has format {header['format']}, expected {CHECKPOINT_FORMAT}: update")
         return Checkpoint(name, header["model"], header["config"], tensors, sha256, header["constants_crc"])
-    except (safetensors.SafetensorError, KeyError, ValueError, TypeError) as error:
+    except (safetensors.SafetensorError, KeyError, ValueError, TypeError, RecursionError) as error:
         raise CheckpointError(f"checkpoint {path} is not a release checkpoint of this codec ({error})") from error

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bitstream.coder import SymbolCoder
+from bitstream.errors import CheckpointError
 from bitstream.tables import LOG2_UNITS, POW2_BITS, MasterTable, gaussian_master, pow2_fixed, scale_index
-from models.integer import SIGNED_MAX, IntegerLayer, apply_taps, exact_dtype, pixel_shuffle, rshift
+from models.integer import SIGNED_MAX, Arithmetic, IntegerLayer, apply_taps, exact_arithmetic, pixel_shuffle, rshift
 from models.rounding import FIXED_BITS, RDO_STRENGTH, choose_symbols
 from models.swift import anchor_mask
 
@@ -24,7 +25,7 @@ MEAN_BITS = 10  # the mean output of the parameter network is in 1/1024 of a sta
 CONTEXT_BITS = 4  # the context sees y_hat in 1/16 of a standard deviation
 MEAN_LIMIT = 2**20
 Z_MAX = 127
-BAND_EDGES = (16, 28, 40)
+BAND_EDGES = (6, 16, 28, 40)
 LEVEL_UNITS = 256
 
 TAPS_3X3 = [(dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1)]
@@ -55,6 +56,23 @@ class IntegerEntropy:
     parameters_2: IntegerLayer
     rdo_strength: float = RDO_STRENGTH  # of the encoder's dead zone; 0 is plain rounding
 
+    def __post_init__(self) -> None:
+        m, n, features = self.log2_gain.shape[1], self.log2_gain_z.shape[1], self.context.weight.shape[1]
+        hidden = self.parameters_1.weight.shape[1]
+        expected = {
+            "log2_gain_z": (self.log2_gain_z.shape, (len(self.log2_gain), n)),
+            "log2_std": (self.log2_std.shape, (m,)),
+            "z_cumulative": (self.z_table.cumulative.shape, (n, 2 * Z_MAX + 2)),
+            "hyper_1": (self.hyper_1.weight.shape, (len(TAPS_3X3) * n, self.hyper_1.weight.shape[1])),
+            "hyper_2": (self.hyper_2.weight.shape, (len(TAPS_3X3) * self.hyper_1.weight.shape[1] // 4, 4 * features)),
+            "context": (self.context.weight.shape, (len(TAPS_CONTEXT) * m, features)),
+            "parameters_1": (self.parameters_1.weight.shape, (2 * features, hidden)),
+            "parameters_2": (self.parameters_2.weight.shape, (hidden, 2 * m)),
+        }
+        for name, (found, wanted) in expected.items():
+            if tuple(found) != wanted:
+                raise CheckpointError(f"checkpoint: {name} is {tuple(found)}, expected {wanted}: damaged, export it again")
+
     @property
     def max_level(self) -> int:
         """Return the highest level, in 1/256."""
@@ -71,13 +89,14 @@ class IntegerEntropy:
     def fix_latents(self, y: Tensor, z: Tensor, level: int) -> Latents:
         """Round float y (1, M, h, w) and z (1, N, h/4, w/4) to what the coder takes."""
         gain, gain_z = self.gains(level)
-        y_rows = y[0].cpu().double().permute(1, 2, 0).reshape(-1, y.shape[1])
-        z_rows = z[0].cpu().double().permute(1, 2, 0).reshape(-1, z.shape[1])
-        y_fixed = (y_rows * (gain.double() / LOG2_UNITS + FIXED_BITS).exp2()).round()
-        z_symbols = (z_rows * (gain_z.double() / LOG2_UNITS).exp2()).round()
+        fixed, symbols = (
+            (x[0].cpu().float().permute(1, 2, 0).reshape(-1, x.shape[1]) * (log2.double() / LOG2_UNITS).exp2().float())
+            for x, log2 in ((y, gain + FIXED_BITS * LOG2_UNITS), (z, gain_z))
+        )
         limit = float(2**30)
         return Latents(
-            y_fixed.nan_to_num(0.0).clamp(-limit, limit).long(), z_symbols.nan_to_num(0.0).clamp(-Z_MAX, Z_MAX).long()
+            fixed.nan_to_num_(0.0).clamp_(-limit, limit).round_().long(),
+            symbols.nan_to_num_(0.0).clamp_(-Z_MAX, Z_MAX).round_().long(),
         )
 
     def float_latents(self, y_hat: Tensor, level: int) -> Tensor:
@@ -93,12 +112,12 @@ class IntegerEntropy:
         h and w are the sides of y, multiples of 4. Raises FormatError or SymbolError from the coder.
         """
         with torch.autocast("cpu", enabled=False):
-            dtype = exact_dtype()
+            arithmetic = exact_arithmetic()
             log2_gain, log2_gain_z = self.gains(level)
             z = self._code_z(coder, h // 4, w // 4, latents)
-            features = self._features(z, log2_gain_z, h, w, dtype)
+            features = self._features(z, log2_gain_z, h, w, arithmetic)
             coder.end_chunk()
-            y_hat = self._code_y(coder, log2_gain + self.log2_std, features, h, w, latents)
+            y_hat = self._code_y(coder, log2_gain + self.log2_std, features, latents, arithmetic)
             coder.end_chunk()
         return y_hat
 
@@ -108,31 +127,32 @@ class IntegerEntropy:
         symbols = None if latents is None else latents.z.reshape(-1).numpy().astype(np.int16)
         return torch.from_numpy(coder.code(symbols, rows, self.z_table).astype(np.int64)).reshape(h, w, channels)
 
-    def _features(self, z: Tensor, log2_gain_z: Tensor, h: int, w: int, dtype: torch.dtype) -> Tensor:
+    def _features(self, z: Tensor, log2_gain_z: Tensor, h: int, w: int, arithmetic: Arithmetic) -> Tensor:
+        """Return h_s of the z symbols (h/4, w/4, N): (h, w, F) int16, 0 … 255."""
         multiplier = torch.from_numpy(pow2_fixed((self.log2_act_z - log2_gain_z).numpy()))
-        act = rshift(z * multiplier, POW2_BITS).clamp(-SIGNED_MAX, SIGNED_MAX)
+        act = rshift(z * multiplier, POW2_BITS).clamp(-SIGNED_MAX, SIGNED_MAX).to(torch.int16)
         for scale, layer in ((4, self.hyper_1), (2, self.hyper_2)):
-            rows = apply_taps(layer, act.to(dtype), TAPS_3X3, torch.arange(h // scale * (w // scale)))
+            rows = apply_taps(layer, act, TAPS_3X3, torch.arange(h // scale * (w // scale)), arithmetic)
             act = pixel_shuffle(rows, h // scale, w // scale, 2)
-        return act.reshape(h * w, -1).to(dtype)
+        return act
 
     def _code_y(
-        self, coder: SymbolCoder, log2_scale: Tensor, features: Tensor, h: int, w: int, latents: Latents | None
+        self, coder: SymbolCoder, log2_scale: Tensor, features: Tensor, latents: Latents | None, arithmetic: Arithmetic
     ) -> Tensor:
+        """Code the anchors, then the rest with the anchors as context; return y_hat (h, w, M)."""
+        h, w, _ = features.shape
         channels = len(log2_scale)
+        features = features.reshape(h * w, -1)
         y_hat = torch.zeros(h * w, channels, dtype=torch.long)
-        context_act = torch.zeros(h * w, channels, dtype=features.dtype)
-        to_context = torch.from_numpy(pow2_fixed(-log2_scale.numpy()))
         anchors = anchor_mask(h, w).reshape(-1)
-        for first_pass in (True, False):
-            where = torch.nonzero(anchors if first_pass else ~anchors)[:, 0]
-            if first_pass:
+        first, second = torch.nonzero(anchors)[:, 0], torch.nonzero(~anchors)[:, 0]
+        for where in (first, second):
+            if where is first:
                 context = features.new_zeros(len(where), features.shape[1])
             else:
-                act = rshift(y_hat * to_context, POW2_BITS + FIXED_BITS - CONTEXT_BITS)
-                context_act = act.clamp(-SIGNED_MAX, SIGNED_MAX).to(features.dtype).reshape(h, w, channels)
-                context = apply_taps(self.context, context_act, TAPS_CONTEXT, where).to(features.dtype)
-            means, rows = self._means_rows(torch.cat([features[where], context], dim=1), log2_scale)
+                act = self._context_activations(y_hat, first, log2_scale).reshape(h, w, channels)
+                context = apply_taps(self.context, act, TAPS_CONTEXT, where, arithmetic)
+            means, rows = self._means_rows(torch.cat([features[where], context], dim=1), log2_scale, arithmetic)
             symbols = None
             if latents is not None:
                 symbols = choose_symbols((latents.y[where] - means).reshape(-1).numpy(), rows, self.rdo_strength)
@@ -140,10 +160,18 @@ class IntegerEntropy:
             y_hat[where] = (torch.from_numpy(coded.astype(np.int64)).reshape(-1, channels) << FIXED_BITS) + means
         return y_hat.reshape(h, w, channels)
 
-    def _means_rows(self, inputs: Tensor, log2_scale: Tensor) -> tuple[Tensor, NDArray[np.uint8]]:
+    def _context_activations(self, y_hat: Tensor, anchors: Tensor, log2_scale: Tensor) -> Tensor:
+        """Return what the context layer sees of y_hat (h·w, M): int16, ±127, zero but at the anchors (P,)."""
+        multiplier = torch.from_numpy(pow2_fixed(-log2_scale.numpy()))
+        act = torch.zeros(y_hat.shape, dtype=torch.int16)
+        seen = rshift(y_hat[anchors] * multiplier, POW2_BITS + FIXED_BITS - CONTEXT_BITS)
+        act[anchors] = seen.clamp(-SIGNED_MAX, SIGNED_MAX).to(torch.int16)
+        return act
+
+    def _means_rows(self, inputs: Tensor, log2_scale: Tensor, arithmetic: Arithmetic) -> tuple[Tensor, NDArray[np.uint8]]:
         """Return the means (P, M) in 1/256 and the table rows (P·M,) of one pass."""
-        out = self.parameters_2(self.parameters_1(inputs).to(inputs.dtype))
-        mean, log2_sigma = out.chunk(2, dim=1)
+        hidden = self.parameters_1(inputs, arithmetic).to(torch.int16)
+        mean, log2_sigma = self.parameters_2(hidden, arithmetic).chunk(2, dim=1)
         multiplier = torch.from_numpy(pow2_fixed(log2_scale.numpy()))
         means = rshift(mean * multiplier, POW2_BITS + MEAN_BITS - FIXED_BITS).clamp(-MEAN_LIMIT, MEAN_LIMIT)
         return means, scale_index((log2_sigma + log2_scale).numpy()).reshape(-1)

@@ -1,16 +1,22 @@
 """Layers in exact integer arithmetic, on the CPU (FORMAT.md section 7, step 3).
 
-A layer is a matrix product of integer-valued floats. Below 2^24 every integer is a float32, so a float32 product is exact
-in whatever order a library sums, as long as Σ|w|·max|a| < 2^24 for every output. ``exact_parts`` proves that bound from
-the weights and cuts the inner dimension where one product would exceed it. Convolutions are matrix products over gathered
-taps: convolution kernels may be Winograd or FFT ones, which are not exact.
+A layer is a matrix product of 8-bit integers. There are three ways to compute it, all exact, so all equal:
 
-If the process has switched float32 products to a faster, inexact mode (bf16, TF32), a probe notices and float64 is used.
+- ``int8``: torch's int8 product with 32-bit sums. Older CPUs saturate 16-bit sums on the way; a probe with the worst values
+  notices, and then it is not used.
+- ``float32``: every integer below 2^24 is a float32, so a float product is exact in whatever order a library sums, as long as
+  Σ|w|·max|a| < 2^24 for every output. ``exact_parts`` proves that bound from the weights and cuts the inner dimension where
+  one product would exceed it.
+- ``float64``: if the process has switched float32 products to a faster, inexact mode (bf16, TF32); a probe notices that too.
+
+Convolutions are matrix products over gathered taps: convolution kernels may be Winograd or FFT ones, which are not exact.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -23,21 +29,39 @@ ACT_MAX = 255  # activations after ReLU
 SIGNED_MAX = 127  # activations with a sign
 BLOCK_ROWS = 4096  # rows of one product: bounds the memory of gathered taps
 
+Arithmetic = Literal["int8", "float32", "float64"]
+_FLOATS: dict[Arithmetic, torch.dtype] = {"float32": torch.float32, "float64": torch.float64}
+
 
 def rshift(value: Tensor, bits: int) -> Tensor:
     """Divide an integer tensor by 2^bits, rounding half up."""
     return (value + (1 << (bits - 1))) >> bits
 
 
-def exact_dtype() -> torch.dtype:
-    """Return float32 if float32 matrix products are exact in this process right now, else float64."""
-    probe = torch.full((64, 64), 4097.0)  # 13 bits: bf16 and TF32 would round it
-    return torch.float32 if torch.equal(probe @ torch.eye(64), probe) else torch.float64
+@lru_cache(maxsize=1)
+def int8_is_exact() -> bool:
+    """Return whether torch multiplies int8 matrices on this CPU without saturating inside."""
+    a = torch.full((64, 256), -128, dtype=torch.int8)
+    a[::2] = 127
+    w = torch.full((256, 64), 127, dtype=torch.int8)
+    w[:, ::3] = -127
+    try:
+        return torch.equal(torch._int_mm(a, w).long(), a.long() @ w.long())
+    except (AttributeError, RuntimeError, NotImplementedError):
+        return False
+
+
+def exact_arithmetic() -> Arithmetic:
+    """Return the fastest way of ``IntegerLayer`` that is exact in this process right now."""
+    if int8_is_exact():
+        return "int8"
+    probe = torch.full((64, 64), 4097.0, dtype=torch.float32)  # 13 bits: bf16 and TF32 would round it
+    return "float32" if torch.equal(probe @ torch.eye(64, dtype=torch.float32), probe) else "float64"
 
 
 def exact_parts(weight: Tensor, act_max: int) -> list[slice]:
     """Cut the inner dimension of an integer weight (K, O) so that each part's product is proven exact in float32."""
-    rows = weight.abs().long() * act_max  # int8 · 255 < 2^15: one row always fits
+    rows = weight.long().abs() * act_max  # int8 · 255 < 2^15: one row always fits
     bound = EXACT - 1
     parts, start = [], 0
     total = torch.zeros(weight.shape[1], dtype=torch.long)
@@ -51,7 +75,10 @@ def exact_parts(weight: Tensor, act_max: int) -> list[slice]:
 
 @dataclass
 class IntegerLayer:
-    """out = clamp(rshift((a @ weight + bias) · multiplier, 32), lo, hi) on rows of integer activations."""
+    """out = clamp(rshift((a @ weight + bias) · multiplier, 32), lo, hi) on rows of integer activations.
+
+    Activations are 0 … 255 if ``act_max`` is 255, else ±127.
+    """
 
     weight: Tensor  # (K, O) int8
     bias: Tensor  # (O,) int64
@@ -59,28 +86,44 @@ class IntegerLayer:
     lo: Tensor  # (O,) int64
     hi: Tensor  # (O,) int64
     act_max: int
+    parts: list[slice] = field(init=False)
 
     def __post_init__(self) -> None:
-        reach = int(self.weight.abs().long().sum(0).max()) * self.act_max + int(self.bias.abs().max())
+        if self.weight.dtype != torch.int8 or self.act_max not in (ACT_MAX, SIGNED_MAX) or len(self.weight) >= 2**16:
+            raise CheckpointError(
+                f"integer layer: {self.weight.dtype} weights {tuple(self.weight.shape)}, activations up to {self.act_max}; "
+                f"expected int8, below 2^16 inputs, {ACT_MAX} or {SIGNED_MAX}: the checkpoint is damaged, export it again"
+            )
+        if any(v.shape != self.weight.shape[1:] for v in (self.bias, self.multiplier, self.lo, self.hi)):
+            raise CheckpointError("integer layer: vectors do not have one entry for each output: export it again")
+        reach = int(self.weight.long().abs().sum(0).max()) * self.act_max + int(self.bias.abs().max())
         if reach * int(self.multiplier.abs().max()) >= 2**62:
             raise CheckpointError("integer layer: products exceed 64 bits: the checkpoint is damaged, export it again")
         self.parts = exact_parts(self.weight, self.act_max)
-        self._cast: dict[torch.dtype, list[Tensor]] = {}
+        self._shift = 128 if self.act_max == ACT_MAX else 0  # brings 0 … 255 into int8
+        self._bias_int8 = self.bias + self._shift * self.weight.long().sum(0)
+        self._floats: dict[torch.dtype, list[Tensor]] = {}
 
-    def _weights(self, dtype: torch.dtype) -> list[Tensor]:
-        if dtype not in self._cast:
-            self._cast[dtype] = [self.weight[part].to(dtype).contiguous() for part in self.parts]
-        return self._cast[dtype]
+    def __call__(self, a: Tensor, arithmetic: Arithmetic) -> Tensor:
+        """Map activations (P, K) int16 to outputs (P, O) int64."""
+        out = self._product(a, arithmetic)
+        out *= self.multiplier
+        out += 1 << (REQUANT_BITS - 1)
+        out >>= REQUANT_BITS
+        return torch.minimum(torch.maximum(out, self.lo, out=out), self.hi, out=out)
 
-    def __call__(self, a: Tensor) -> Tensor:
-        """Map integer-valued float activations (P, K) to int64 outputs (P, O)."""
-        acc = self.bias.repeat(len(a), 1)
-        for part, weight in zip(self.parts, self._weights(a.dtype), strict=True):
-            acc += (a[:, part] @ weight).long()
-        acc *= self.multiplier
-        acc += 1 << (REQUANT_BITS - 1)
-        acc >>= REQUANT_BITS
-        return torch.minimum(torch.maximum(acc, self.lo, out=acc), self.hi, out=acc)
+    def _product(self, a: Tensor, arithmetic: Arithmetic) -> Tensor:
+        if arithmetic == "int8":
+            shifted = (a - self._shift).to(torch.int8) if self._shift else a.to(torch.int8)
+            return torch._int_mm(shifted, self.weight).long().add_(self._bias_int8)
+        dtype = _FLOATS[arithmetic]
+        if dtype not in self._floats:
+            self._floats[dtype] = [self.weight[part].to(dtype) for part in self.parts]
+        a = a.to(dtype)
+        out = self.bias.repeat(len(a), 1)
+        for part, weight in zip(self.parts, self._floats[dtype], strict=True):
+            out += (a[:, part] @ weight).long()
+        return out
 
 
 def gather_taps(x: Tensor, offsets: list[tuple[int, int]], rows: Tensor) -> Tensor:
@@ -99,9 +142,10 @@ def gather_taps(x: Tensor, offsets: list[tuple[int, int]], rows: Tensor) -> Tens
     return flat.index_select(0, (base[:, None] + taps).reshape(-1)).reshape(len(rows), -1)
 
 
-def apply_taps(layer: IntegerLayer, x: Tensor, offsets: list[tuple[int, int]], rows: Tensor) -> Tensor:
-    """Run a layer over gathered taps of x (h, w, C) at flat positions (P,), in blocks; return int64 (P, O)."""
-    return torch.cat([layer(gather_taps(x, offsets, block)) for block in rows.split(BLOCK_ROWS)])
+def apply_taps(layer: IntegerLayer, x: Tensor, offsets: list[tuple[int, int]], rows: Tensor, arithmetic: Arithmetic) -> Tensor:
+    """Run a layer over gathered taps of x (h, w, C) int16 at flat positions (P,), in blocks; return int16 (P, O)."""
+    blocks = [layer(gather_taps(x, offsets, block), arithmetic).to(torch.int16) for block in rows.split(BLOCK_ROWS)]
+    return torch.cat(blocks)
 
 
 def pixel_shuffle(x: Tensor, h: int, w: int, factor: int) -> Tensor:

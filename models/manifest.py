@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Any
 
 import checkpoints
@@ -17,11 +18,16 @@ MANIFEST = checkpoints.FOLDER / "manifest.toml"
 
 
 def manifest() -> dict[str, dict[str, Any]]:
-    """Return the rows of the manifest by checkpoint name. Raises CheckpointError if it cannot be read."""
+    """Return the rows of the installed manifest by checkpoint name. Raises CheckpointError if it cannot be read."""
+    return read_manifest(MANIFEST)
+
+
+def read_manifest(path: Path) -> dict[str, dict[str, Any]]:
+    """Return the rows of a manifest by checkpoint name. Raises CheckpointError if it cannot be read."""
     try:
-        return tomllib.loads(MANIFEST.read_text(encoding="utf-8"))
-    except (OSError, tomllib.TOMLDecodeError) as error:
-        raise CheckpointError(f"{MANIFEST} cannot be read ({error}): reinstall learned-image-codec") from error
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read ({error}): reinstall learned-image-codec") from error
 
 
 def name_of(model_id: bytes) -> str | None:

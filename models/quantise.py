@@ -68,11 +68,12 @@ def _layer(
     centre = weight.shape[-1] // 2
     matrix = torch.cat([weight[:, :, dy + centre, dx + centre].T for dy, dx in taps])  # (len(taps)·C, O)
     folded = matrix.double() * in_step.double().repeat(len(taps))[:, None]
-    step = folded.abs().amax(0).clamp(min=1e-12) / (2 ** (WEIGHT_BITS - 1) - 1)
+    step = folded.abs().amax(0) / (2 ** (WEIGHT_BITS - 1) - 1)
+    step = torch.maximum(step, bias.double().abs() / 2**24).clamp(min=1e-12)  # a channel without weights keeps its bias
     count = folded.shape[1]
     return IntegerLayer(
         weight=(folded / step).round().to(torch.int8),
-        bias=(bias.double() / step).round().clamp(-(2.0**31), 2.0**31).long(),
+        bias=(bias.double() / step).round().long(),
         multiplier=(step / out_step.double() * 2.0**REQUANT_BITS).round().clamp(max=2.0**35).long(),
         lo=lo.expand(count).clone(),
         hi=hi.expand(count).clone(),

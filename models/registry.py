@@ -19,8 +19,10 @@ def build(name: str, config: dict[str, Any] | None = None) -> Swift:
     if name not in MODELS:
         raise UsageError(f"unknown model {name!r}; known models: {', '.join(MODELS)}")
     network, config_class = MODELS[name]
-    fields = {f.name for f in dataclasses.fields(config_class)}
-    for key in config or {}:
-        if key not in fields:
-            raise UsageError(f"model {name}: unknown config key {key!r}; known keys: {', '.join(sorted(fields))}")
+    defaults: dict[str, Any] = {f.name: f.default for f in dataclasses.fields(config_class)}
+    for key, value in (config or {}).items():
+        if key not in defaults:
+            raise UsageError(f"model {name}: unknown config key {key!r}; known keys: {', '.join(sorted(defaults))}")
+        if type(value) is not type(defaults[key]) or value < 0:
+            raise UsageError(f"model {name}: {key} is {value!r}, expected a positive number like {defaults[key]!r}")
     return network(config_class(**(config or {})))

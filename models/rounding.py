@@ -52,6 +52,6 @@ def ste_symbols(residual: Tensor, scales: Tensor) -> Tensor:
     """Do in training what ``choose_symbols`` does in coding; the gradient passes straight through."""
     zones = torch.from_numpy(dead_zone(RDO_STRENGTH)).to(residual.device) / (1 << FIXED_BITS)
     index = (scales.detach().float().log2() * LOG2_UNITS + 815) * (1442 / 65536)  # ``bitstream.tables.scale_index``
-    zone = zones[index.round().clamp(0, SCALES - 1).long()]
+    zone = zones[index.nan_to_num(0.0).round().clamp(0, SCALES - 1).long()]
     plain = residual.detach()
     return residual + (plain.round() * (plain.abs() >= zone) - plain)

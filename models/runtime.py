@@ -49,7 +49,10 @@ class LoadedModel:
         with torch.device("meta"):
             network = build(checkpoint.model, checkpoint.config)
         floats = {name: t.float() for name, t in checkpoint.tensors.items() if not name.startswith(PREFIX)}
-        network.load_state_dict(floats, strict=False, assign=True)
+        try:
+            network.load_state_dict(floats, strict=False, assign=True)
+        except RuntimeError as error:
+            raise CheckpointError(f"checkpoint {checkpoint.name}: {error}: export it again") from error
         missing = [
             name
             for part in ("g_a", "g_s", "h_a")

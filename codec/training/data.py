@@ -17,23 +17,30 @@ SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm"}
 def find_images(folder: str | Path, min_side: int = 1) -> list[Path]:
     """Return all pictures below a folder in sorted order, those with a side below ``min_side`` left out.
 
-    Raises UsageError if there are none.
+    Raises UsageError if there are none, or for a file that is no picture.
     """
     paths = sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in SUFFIXES)
     kept = []
     for path in paths:
-        with Image.open(path) as image:
-            if min(image.size) >= min_side:
-                kept.append(path)
+        try:
+            with Image.open(path) as image:
+                side = min(image.size)
+        except OSError as error:
+            raise UsageError(f"{path}: not a picture that Pillow can read: remove it") from error
+        if side >= min_side:
+            kept.append(path)
     if not kept:
         raise UsageError(f"{folder}: found {len(paths)} pictures, none with both sides of {min_side} pixels or more")
     return kept
 
 
 def load_rgb(path: Path) -> Tensor:
-    """Decode one picture to a (3, H, W) uint8 tensor."""
-    with Image.open(path) as image:
-        return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).contiguous()
+    """Decode one picture to a (3, H, W) uint8 tensor. Raises UsageError if it is damaged."""
+    try:
+        with Image.open(path) as image:
+            return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).contiguous()
+    except (OSError, SyntaxError, ValueError) as error:
+        raise UsageError(f"{path}: cannot be decoded ({error}): remove it") from error
 
 
 class CropStore:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import pickle
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,21 +19,23 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import checkpoints
 from bitstream.engines import default_engine
-from bitstream.errors import UsageError
+from bitstream.errors import CodecError, UsageError
 from bitstream.tables import constants_crc
 from codec.metrics import bpp, psnr_db
 from codec.training.data import CropStore, find_images, load_rgb
 from codec.training.loop import VALIDATION_SHARE, rate_distortion
 from codec.training.recipe import Recipe
+from codec.training.state import read_state
 from models.checkpoint import save_checkpoint
 from models.integer import EXACT
-from models.manifest import manifest
+from models.manifest import read_manifest
 from models.quantise import LAYERS, calibrate, quantise
 from models.registry import build
 from models.runtime import LoadedModel
 from models.swift import Swift
 
 CALIBRATION_BATCHES = 32
+CALIBRATION_PICTURES = 400
 CALIBRATION_CROP = 256
 FLOAT_PARTS = ("g_a.", "g_s.", "h_a.")
 
@@ -44,50 +46,63 @@ def export_state(state_path: Path, data: Path, name: str, out: Path | None = Non
     Raises UsageError if the state or the pictures cannot be read.
     """
     folder = out or checkpoints.FOLDER
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        state = torch.load(state_path, map_location="cpu", weights_only=True)
-        recipe = Recipe(**state["recipe"])
-    except (OSError, RuntimeError, KeyError, TypeError, pickle.UnpicklingError) as error:
-        raise UsageError(f"{state_path}: not a training state of this codec ({error})") from error
-    model = build(recipe.model, recipe.config).eval()
-    model.load_state_dict(state["ema"])
+    state = read_state(state_path, torch.device("cpu"))
+    recipe, model = _trained(state_path, state)
     paths = find_images(data, recipe.crop)
     held_out = paths[::VALIDATION_SHARE]
-    calibration = CropStore([p for p in paths if p not in set(held_out)][:400], torch.device("cpu"))
-    rng = np.random.default_rng(0)
-    crops = (calibration.batch(4, min(CALIBRATION_CROP, recipe.crop), rng) for _ in range(CALIBRATION_BATCHES))
-    tensors = quantise(model, calibrate(model, crops))
+    calibration = [p for p in paths if p not in set(held_out)][:CALIBRATION_PICTURES]
+    if not calibration:
+        raise UsageError(f"{data}: {len(paths)} pictures, all held out for measuring: add more")
+    tensors = quantise(model, calibrate(model, _crops(calibration, recipe.crop)))
     tensors |= {key: t.half() for key, t in model.state_dict().items() if key.startswith(FLOAT_PARTS)}
+    folder.mkdir(parents=True, exist_ok=True)
     partial = folder / f".{name}.partial.safetensors"
-    sha256 = save_checkpoint(
-        partial, model=recipe.model, config=dataclasses.asdict(model.cfg), tensors=tensors, constants_crc=constants_crc()
-    )
-    loaded = LoadedModel.load(partial, torch.device("cpu"))
-    rd, cost = measure(model, loaded, held_out)
-    row = {
-        "file": f"{name}.safetensors",
-        "sha256": sha256,
-        "model": recipe.model,
-        "max_level": loaded.entropy.max_level,
-        "steps": state["step"],
-        "minutes": round(state["minutes"], 1),
-        "data": f"{state['pictures']} photographs, crops of {recipe.crop}",
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "kmac_per_pixel": kmac_per_pixel(model),
-        "quantisation_cost_percent": round(cost, 3),
-        "exact_products": exactness(loaded),
-        "rd": rd,
-        "recipe": {key: value for key, value in state["recipe"].items() if value is not None},
-    }
-    os.replace(partial, folder / row["file"])
-    rows = manifest() if folder == checkpoints.FOLDER and (folder / "manifest.toml").exists() else {}
-    rows[name] = row
-    _write_manifest(folder / "manifest.toml", rows)
+    try:
+        config = dataclasses.asdict(model.cfg)
+        sha256 = save_checkpoint(partial, model=recipe.model, config=config, tensors=tensors, constants_crc=constants_crc())
+        loaded = LoadedModel.load(partial, torch.device("cpu"))
+        rd, cost = measure(model, loaded, held_out)
+        row = {
+            "file": f"{name}.safetensors",
+            "sha256": sha256,
+            "model": recipe.model,
+            "max_level": loaded.entropy.max_level,
+            "steps": state["step"],
+            "minutes": round(state["minutes"], 1),
+            "data": f"{state['pictures']} photographs, crops of {recipe.crop}",
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "kmac_per_pixel": kmac_per_pixel(model),
+            "quantisation_cost_percent": round(cost, 3),
+            "exact_products": exactness(loaded),
+            "rd": rd,
+            "recipe": state["recipe"],
+        }
+        os.replace(partial, folder / row["file"])
+    finally:
+        partial.unlink(missing_ok=True)
+    add_to_manifest(folder / "manifest.toml", name, row)
     return row
 
 
-def _write_manifest(path: Path, rows: dict[str, Any]) -> None:
+def _trained(path: Path, state: dict[str, Any]) -> tuple[Recipe, Swift]:
+    try:
+        recipe = Recipe(**state["recipe"])
+        model = build(recipe.model, recipe.config).eval()
+        model.load_state_dict(state["ema"])
+    except (RuntimeError, TypeError, CodecError) as error:
+        raise UsageError(f"{path}: not a training state of this codec ({error})") from error
+    return recipe, model
+
+
+def _crops(paths: list[Path], crop: int) -> Iterator[Tensor]:
+    store, rng = CropStore(paths, torch.device("cpu")), np.random.default_rng(0)
+    return (store.batch(4, min(CALIBRATION_CROP, crop), rng) for _ in range(CALIBRATION_BATCHES))
+
+
+def add_to_manifest(path: Path, name: str, row: dict[str, Any]) -> None:
+    """Write a row into a manifest, in place of one of the same name; the other rows stay."""
+    rows = read_manifest(path) if path.exists() else {}
+    rows[name] = row
     head = "# Released checkpoints, written by `codec export`. rd: real files of held-out pictures of the training set.\n\n"
     partial = path.with_suffix(".partial")
     partial.write_text(head + tomli_w.dumps(rows), encoding="utf-8")

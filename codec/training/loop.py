@@ -9,7 +9,6 @@ import dataclasses
 import json
 import logging
 import math
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 from bitstream.errors import UsageError
 from codec.training.data import CropStore, find_images, load_rgb
 from codec.training.recipe import Recipe
+from codec.training.state import read_state, write_state
 from models.klt import klt_start
 from models.registry import build
 
@@ -62,7 +62,7 @@ class Trainer:
         self.recipe = recipe
         self.fabric = Fabric(accelerator="cuda" if device == "cuda" else device, devices=1, precision="bf16-mixed")
         paths = find_images(dataset, recipe.crop)
-        held_out = find_images(valid) if valid else paths[::VALIDATION_SHARE]
+        held_out = find_images(valid, 64) if valid else paths[::VALIDATION_SHARE]
         self.train_paths = [p for p in paths if p not in set(held_out)]
         self.valid_paths = held_out[:16]
         if not self.train_paths:
@@ -81,7 +81,7 @@ class Trainer:
     # -- state ---------------------------------------------------------------------------------------------------
 
     def save(self, path: Path) -> None:
-        """Write the whole state to a temporary name and rename it: a kill at any moment leaves the old one."""
+        """Write the whole state, atomically."""
         state = {
             "recipe": dataclasses.asdict(self.recipe),
             "model": self.model.state_dict(),
@@ -92,16 +92,17 @@ class Trainer:
             "rng": json.dumps(self.rng.bit_generator.state),
             "pictures": len(self.train_paths),
         }
-        partial = path.with_suffix(path.suffix + ".partial")
-        torch.save(state, partial)
-        os.replace(partial, path)
+        write_state(path, state)
 
     def load(self, path: Path) -> None:
-        """Resume from a state that ``save`` wrote."""
-        state = torch.load(path, map_location=self.fabric.device, weights_only=True)
-        self.model.load_state_dict(state["model"])
+        """Resume from a state that ``save`` wrote. Raises UsageError if it is none, or one of another model."""
+        state = read_state(path, self.fabric.device)
+        try:
+            self.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise UsageError(f"{path}: the state of another model or recipe: give the recipe that it was made with") from error
         self.ema = state["ema"]
-        self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.minutes = state["step"], state["minutes"]
         self.rng.bit_generator.state = json.loads(state["rng"])
 

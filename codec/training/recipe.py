@@ -41,6 +41,14 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        for f in dataclasses.fields(self):
+            value, default = getattr(self, f.name), f.default if f.default is not dataclasses.MISSING else {}
+            kinds = (int, float) if isinstance(default, float) else (type(default),)
+            if not isinstance(value, kinds) or (isinstance(value, bool) and not isinstance(default, bool)):
+                raise UsageError(f"recipe: {f.name} is {value!r}, expected a value like {default!r}")
+        for name in ("minutes", "steps", "save_minutes", "validate_minutes"):
+            if not getattr(self, name) > 0:
+                raise UsageError(f"recipe: {name} is {getattr(self, name)}, expected more than 0")
         if self.crop < 64 or self.crop % 64:
             raise UsageError(f"recipe: crop is {self.crop}, expected a multiple of 64: choose 128, 192 or 256")
         if self.batch_size < 1:

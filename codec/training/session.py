@@ -21,6 +21,8 @@ def train_with_progress(
     """Train until the schedule or ``max_minutes`` ends. Raises UsageError if ``state`` exists and is not resumed."""
     if state.exists() and not resume:
         raise UsageError(f"{state} exists: give --resume to go on with it, or another --state")
+    if not state.absolute().parent.is_dir():
+        raise UsageError(f"{state.parent} is not a folder: create it first")
     if resume and not state.exists():
         raise UsageError(f"{state} does not exist: leave --resume away to start")
     trainer = Trainer(Recipe.load(recipe, **changes), dataset, valid=valid, device=device)

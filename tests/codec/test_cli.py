@@ -13,7 +13,7 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 
-from codec import images
+from codec import Codec, images
 from codec.cli import main
 from codec.metrics import bpp, psnr_db
 
@@ -164,6 +164,21 @@ def test_existing_targets_need_force(run, tmp_path, png, file):
     run("encode", png(8, 8), file, "--force")
     assert file.read_bytes() != before
     assert images.load(tmp_path / "b.png").pixels.shape == (33, 50, 3)
+
+
+@pytest.mark.parametrize("command", ["encode", "decode"])
+def test_a_target_that_appears_meanwhile_is_kept(run, tmp_path, png, file, monkeypatch, command):
+    source, target = (png(8, 8), tmp_path / "b.lic") if command == "encode" else (file, tmp_path / "b.png")
+    stage = "encode_picture" if command == "encode" else "decode"
+    work = getattr(Codec, stage)
+
+    def appear(*arguments, **options):
+        target.write_bytes(b"mine")
+        return work(*arguments, **options)
+
+    monkeypatch.setattr(Codec, stage, appear)
+    assert_one_line(run(command, source, target, code=2), "exists: give -f")
+    assert target.read_bytes() == b"mine"
 
 
 @pytest.mark.parametrize("command", ["decode", "info"])

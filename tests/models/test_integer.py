@@ -7,19 +7,28 @@ import torch
 import torch.nn.functional as F
 
 from bitstream.errors import CheckpointError
+from models import integer
 from models.entropy import TAPS_3X3, TAPS_CONTEXT
 from models.integer import (
     ACT_MAX,
     EXACT,
     REQUANT_BITS,
+    SIGNED_MAX,
     IntegerLayer,
     apply_taps,
-    exact_dtype,
+    exact_arithmetic,
     exact_parts,
     gather_taps,
+    int8_is_exact,
     pixel_shuffle,
     rshift,
 )
+
+ARITHMETICS = [
+    pytest.param("int8", marks=pytest.mark.skipif(not int8_is_exact(), reason="this CPU saturates int8 products")),
+    "float32",
+    "float64",
+]
 
 
 def layer_of(weight, bias=None, multiplier=None, act_max=ACT_MAX, reach=2**40):
@@ -47,28 +56,31 @@ def test_rshift_rounds_half_up(value, bits, expected):
     assert int(rshift(torch.tensor(value), bits)) == expected
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("arithmetic", ARITHMETICS)
+@pytest.mark.parametrize("act_max", [ACT_MAX, SIGNED_MAX])
 @pytest.mark.parametrize("shape", [(1, 1, 1), (3, 7, 5), (200, 4000, 33)])
-def test_layer_equals_int64_arithmetic(shape, dtype):
+def test_layer_equals_int64_arithmetic(shape, act_max, arithmetic):
     rows, inner, outer = shape
     generator = torch.Generator().manual_seed(1)
     bias = torch.randint(-(2**31), 2**31, (outer,), generator=generator)
     multiplier = torch.randint(0, 2**25, (outer,), generator=generator)
     layer = IntegerLayer(
-        random_weight(inner, outer), bias, multiplier, torch.full((outer,), -900), torch.full((outer,), 2**21), ACT_MAX
+        random_weight(inner, outer), bias, multiplier, torch.full((outer,), -900), torch.full((outer,), 2**21), act_max
     )
-    a = torch.randint(-ACT_MAX, ACT_MAX + 1, (rows, inner), generator=generator)
-    assert torch.equal(layer(a.to(dtype)), by_definition(layer, a))
+    lowest = 0 if act_max == ACT_MAX else -act_max
+    a = torch.randint(lowest, act_max + 1, (rows, inner), generator=generator).to(torch.int16)
+    assert torch.equal(layer(a, arithmetic), by_definition(layer, a))
 
 
 @pytest.mark.parametrize("inner", [518, 519, 4000])  # 518 · 127 · 255 is the last product below 2^24
 @pytest.mark.parametrize("sign", [1, -1])
-def test_layer_is_exact_when_all_is_at_its_maximum(inner, sign):
+@pytest.mark.parametrize("arithmetic", ARITHMETICS)
+def test_layer_is_exact_when_all_is_at_its_maximum(inner, sign, arithmetic):
     weight = torch.full((inner, 8), 127 * sign, dtype=torch.int8)
     layer = layer_of(weight)
-    a = torch.full((16, inner), ACT_MAX)
-    assert torch.equal(layer(a.float()), by_definition(layer, a))
-    assert int(layer(a.float())[0, 0]) == sign * inner * 127 * ACT_MAX
+    a = torch.full((16, inner), ACT_MAX, dtype=torch.int16)
+    assert torch.equal(layer(a, arithmetic), by_definition(layer, a))
+    assert int(layer(a, arithmetic)[0, 0]) == sign * inner * 127 * ACT_MAX
     assert len(layer.parts) == -(-inner // 518)  # as long as any product stays below 2^24
 
 
@@ -76,7 +88,7 @@ def test_one_float32_product_would_not_be_exact():
     a = torch.full((1, 4001), ACT_MAX)  # 4001 · 127 · 255 is odd and above 2^24: no float32
     weight = torch.full((4001, 1), 127, dtype=torch.int8)
     assert int((a.float() @ weight.float()).item()) != 4001 * 127 * ACT_MAX
-    assert int(layer_of(weight)(a.float())) == 4001 * 127 * ACT_MAX
+    assert int(layer_of(weight)(a.to(torch.int16), "float32")) == 4001 * 127 * ACT_MAX
 
 
 @pytest.mark.parametrize("act_max", [127, 255])
@@ -91,9 +103,6 @@ def test_parts_cover_the_rows_and_keep_the_bound(shape, act_max):
         assert int(weight[part.start : part.stop + 1].long().abs().sum(0).max()) * act_max >= EXACT
 
 
-@pytest.mark.xfail(
-    strict=True, reason="models/integer.py exact_parts: int8 abs(-128) is -128, the bound is not one: .long().abs()"
-)
 def test_parts_hold_for_the_most_negative_weight():
     weight = torch.full((4001, 1), -128, dtype=torch.int8)
     bounds = [int(weight[part].long().abs().sum(0).max()) * ACT_MAX for part in exact_parts(weight, ACT_MAX)]
@@ -109,15 +118,17 @@ def test_layer_clamps_to_its_range():
         torch.tensor([5, 6]),
         ACT_MAX,
     )
-    assert layer(torch.tensor([[100.0], [-100.0], [2.0]])).tolist() == [[5, -4], [-3, 6], [2, -2]]
+    a = torch.tensor([[100], [0], [2]], dtype=torch.int16)
+    assert layer(a, "float32").tolist() == [[5, -4], [0, 0], [2, -2]]
 
 
-def test_layer_does_not_change_its_input_or_bias():
-    layer, a = layer_of(random_weight(9, 4), bias=torch.arange(4)), torch.ones(5, 9)
-    first = layer(a)
-    assert torch.equal(a, torch.ones(5, 9))
+@pytest.mark.parametrize("arithmetic", ARITHMETICS)
+def test_layer_does_not_change_its_input_or_bias(arithmetic):
+    layer, a = layer_of(random_weight(9, 4), bias=torch.arange(4)), torch.ones(5, 9, dtype=torch.int16)
+    first = layer(a, arithmetic)
+    assert a.eq(1).all()
     assert torch.equal(layer.bias, torch.arange(4))
-    assert torch.equal(layer(a), first)
+    assert torch.equal(layer(a, arithmetic), first)
 
 
 def test_layer_that_could_leave_64_bits_is_refused():
@@ -125,37 +136,80 @@ def test_layer_that_could_leave_64_bits_is_refused():
         layer_of(random_weight(4, 4), multiplier=torch.full((4,), 2**50))
 
 
-def test_layer_does_not_depend_on_threads():
-    layer, a = layer_of(random_weight(3000, 64)), torch.full((700, 3000), float(ACT_MAX))
+@pytest.mark.parametrize("bad", [torch.zeros(2, 2, dtype=torch.int16), torch.zeros(2**16, 1, dtype=torch.int8)])
+def test_layer_with_other_weights_is_refused(bad):
+    with pytest.raises(CheckpointError, match="export it again"):
+        layer_of(bad)
+
+
+def test_layer_with_another_activation_range_is_refused():
+    with pytest.raises(CheckpointError, match="activations up to 200"):
+        layer_of(random_weight(2, 2), act_max=200)
+
+
+@pytest.mark.parametrize("arithmetic", ARITHMETICS)
+def test_layer_does_not_depend_on_threads(arithmetic):
+    layer, a = layer_of(random_weight(3000, 64)), torch.full((700, 3000), ACT_MAX, dtype=torch.int16)
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(2)
-        assert torch.equal(layer(a), by_definition(layer, a))
+        assert torch.equal(layer(a, arithmetic), by_definition(layer, a))
     finally:
         torch.set_num_threads(before)
 
 
-def test_exact_dtype_is_float32_normally():
-    assert exact_dtype() == torch.float32
+@pytest.fixture
+def no_int8(monkeypatch):
+    """A CPU whose int8 products saturate."""
+    monkeypatch.setattr(integer, "int8_is_exact", lambda: False)
+
+
+def test_int8_is_used_where_it_is_exact(monkeypatch):
+    monkeypatch.setattr(integer, "int8_is_exact", lambda: True)
+    assert exact_arithmetic() == "int8"
+
+
+def test_int8_that_saturates_is_noticed(monkeypatch):
+    def saturating(a, w):  # CPUs without VNNI make a unsigned and sum pairs of products in 16 bits
+        products = (a.int() + 128)[:, :, None] * w.int()[None]
+        pairs = (products[:, ::2] + products[:, 1::2]).clamp(-(2**15), 2**15 - 1)
+        return pairs.sum(1).int() - 128 * w.int().sum(0)
+
+    monkeypatch.setattr(torch, "_int_mm", saturating)
+    int8_is_exact.cache_clear()
+    try:
+        assert not int8_is_exact()
+    finally:
+        int8_is_exact.cache_clear()
+
+
+def test_int8_that_is_missing_is_noticed(monkeypatch):
+    monkeypatch.delattr(torch, "_int_mm")
+    int8_is_exact.cache_clear()
+    try:
+        assert not int8_is_exact()
+    finally:
+        int8_is_exact.cache_clear()
+
+
+def test_float32_is_used_without_int8(no_int8):
+    assert exact_arithmetic() == "float32"
 
 
 @pytest.mark.parametrize("coarse", [torch.bfloat16, torch.float16])
-def test_exact_dtype_is_float64_when_products_are_rounded(monkeypatch, coarse):
+def test_float64_is_used_when_float32_products_are_rounded(monkeypatch, no_int8, coarse):
     exact = torch.Tensor.__matmul__
     monkeypatch.setattr(torch.Tensor, "__matmul__", lambda a, b: exact(a.to(coarse).float(), b.to(coarse).float()))
-    assert exact_dtype() == torch.float64
+    assert exact_arithmetic() == "float64"
 
 
-@pytest.mark.xfail(
-    strict=True, reason="models/integer.py exact_dtype: the probe takes the default dtype: say dtype=torch.float32"
-)
-def test_exact_dtype_probes_float32_under_another_default_dtype(monkeypatch):
+def test_float32_is_probed_under_another_default_dtype(monkeypatch, no_int8):
     exact, seen = torch.Tensor.__matmul__, []
     monkeypatch.setattr(torch.Tensor, "__matmul__", lambda a, b: seen.append(a.dtype) or exact(a, b))
     before = torch.get_default_dtype()
     try:
         torch.set_default_dtype(torch.float64)
-        exact_dtype()
+        exact_arithmetic()
     finally:
         torch.set_default_dtype(before)
     assert seen == [torch.float32]
@@ -185,9 +239,11 @@ def test_apply_taps_equals_a_convolution():
     kernel = torch.randint(-127, 128, (5, 3, 3, 3), generator=generator)  # (O, C, 3, 3)
     x = torch.randint(0, 256, (6, 7, 3), generator=generator)
     matrix = torch.cat([kernel[:, :, dy + 1, dx + 1].T for dy, dx in TAPS_3X3]).to(torch.int8)
-    out = apply_taps(layer_of(matrix), x.float(), TAPS_3X3, torch.arange(42))
-    expected = F.conv2d(x.permute(2, 0, 1)[None].double(), kernel.double(), padding=1)[0]
-    assert torch.equal(out, expected.permute(1, 2, 0).reshape(42, 5).long())
+    layer = layer_of(matrix, multiplier=torch.full((5,), 2 ** (REQUANT_BITS - 8)))
+    expected = F.conv2d(x.permute(2, 0, 1)[None].double(), kernel.double(), padding=1)[0].permute(1, 2, 0).reshape(42, 5)
+    for arithmetic in ("float32", exact_arithmetic()):
+        out = apply_taps(layer, x.to(torch.int16), TAPS_3X3, torch.arange(42), arithmetic)
+        assert torch.equal(out.long(), rshift(expected.long(), 8))
 
 
 @pytest.mark.parametrize(("h", "w", "factor"), [(1, 1, 2), (3, 5, 2), (2, 4, 3)])

@@ -84,6 +84,12 @@ def test_anchors_never_see_context(network, latent):
         assert torch.equal(one[..., anchors], two[..., anchors])
 
 
+def test_every_residual_is_rounded(network, latent):
+    y_hat, means, _ = walk(network, *latent)
+    torch.testing.assert_close(y_hat - means, (y_hat - means).round(), atol=1e-4, rtol=0)
+    assert (y_hat - latent[0]).abs().max() > 0.1
+
+
 def test_others_see_the_anchors_and_not_each_other(network, latent):
     v, features = latent
     anchors = anchor_mask(8, 8)

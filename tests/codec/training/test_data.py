@@ -1,0 +1,30 @@
+"""Training pictures: found in order, cropped where they lie."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from bitstream.errors import UsageError
+from codec.training.data import CropStore, find_images, load_rgb
+
+
+def test_find_images_sorts_and_leaves_small_ones_out(data, tmp_path, write_pictures):
+    folder = write_pictures(tmp_path / "small", 2, side=63)
+    (folder / "notes.txt").write_text("no picture")
+    assert find_images(data, 64) == sorted(data.iterdir())
+    assert len(find_images(folder)) == 2
+    with pytest.raises(UsageError, match="small: found 2 pictures, none with both sides of 64 pixels or more"):
+        find_images(folder, 64)
+
+
+def test_batches_are_crops_of_the_pictures(data):
+    store = CropStore(sorted(data.iterdir()), torch.device("cpu"))
+    batch = store.batch(5, 64, np.random.default_rng(0))
+    assert (batch.shape, batch.dtype) == ((5, 3, 64, 64), torch.float32)
+    assert 0 <= batch.min() < batch.max() <= 1
+    whole = store.batch(8, 96, np.random.default_rng(0))
+    pictures = [load_rgb(path).float() / 255 for path in sorted(data.iterdir())]
+    for crop in whole:
+        assert any(torch.equal(crop, p) or torch.equal(crop, p.flip(2)) for p in pictures)

@@ -1,0 +1,138 @@
+"""The loop: finite steps, the schedule, a state that is saved whole and resumes as it was."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("lightning", reason="training needs the train extra")
+
+from codec.training import loop  # noqa: E402
+from codec.training.loop import Trainer, parameter_groups  # noqa: E402
+from codec.training.recipe import Recipe  # noqa: E402
+from models.registry import build  # noqa: E402
+
+
+def same(one, two):
+    """Assert that two states hold the same keys and identical tensors."""
+    assert one.keys() == two.keys()
+    for key, value in one.items():
+        assert torch.equal(value, two[key]), key
+
+
+def test_steps_have_finite_losses_and_change_the_weights(trainer):
+    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    rows = [trainer.train_step() for _ in range(3)]
+    assert all(math.isfinite(value) for row in rows for value in row.values())
+    assert all(row["bpp"] > 0 for row in rows)
+    after = trainer.model.state_dict()
+    for part in ("g_a.", "g_s.", "h_a.", "h_s.", "context.", "parameters_net.", "log2_gain", "entropy_bottleneck."):
+        assert any(not torch.equal(before[n], after[n]) for n in before if n.startswith(part)), part
+    assert any(not torch.equal(trainer.ema[n], before[n]) for n in before)
+    assert trainer.step == 3
+
+
+def test_training_lowers_the_loss(data, recipe):
+    own = Trainer(Recipe.load(recipe, steps=60, lr_trunk=5e-3, lr_blocks=5e-3, lr_entropy=5e-3), data, device="cpu")
+    x = own.store.batch(2, 64, np.random.default_rng(1))
+    level = torch.tensor([0.0, 1.0])
+
+    def loss():
+        torch.manual_seed(0)
+        with torch.no_grad():
+            bpp, mse = loop.rate_distortion(own.model(x, level), x)
+        return float((bpp + own.model.cfg.lmbda(level) * 255**2 * mse).mean())
+
+    before = loss()
+    for _ in range(30):
+        own.train_step()
+    assert loss() < 0.8 * before
+
+
+def test_a_step_with_a_gradient_that_is_not_finite_is_left_out(trainer, monkeypatch):
+    trainer.train_step()
+    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    plain = loop.rate_distortion
+    monkeypatch.setattr(loop, "rate_distortion", lambda out, x: [value * torch.inf for value in plain(out, x)])
+    trainer.train_step()
+    same(trainer.model.state_dict(), before)
+    assert trainer.step == 2
+
+
+def test_a_step_with_activations_that_are_not_finite_is_left_out(trainer, monkeypatch):
+    trainer.train_step()
+    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    monkeypatch.setattr(trainer.store, "batch", lambda *_: torch.full((2, 3, 64, 64), torch.nan))
+    trainer.train_step()
+    same(trainer.model.state_dict(), before)
+
+
+def test_the_learning_rate_warms_up_and_ends_at_zero(trainer):
+    factors = []
+    for trainer.step in range(4):  # noqa: B020
+        factors.append(trainer.learning_rate_factor())
+    assert factors[0] == pytest.approx(0.5)
+    assert factors[1] > factors[2] > factors[3]
+    assert factors[3] == pytest.approx(0.0, abs=1e-12)
+
+
+def test_state_resumes_with_identical_parameters(trainer, recipe, data, tmp_path):
+    for _ in range(2):
+        trainer.train_step()
+    trainer.minutes = 1.5
+    trainer.save(tmp_path / "a.pt")
+    other = Trainer(Recipe.load(recipe, seed=9), data, device="cpu")
+    other.load(tmp_path / "a.pt")
+    assert (other.step, other.minutes) == (2, 1.5)
+    same(other.model.state_dict(), trainer.model.state_dict())
+    same(other.ema, trainer.ema)
+    one, two = (t.optimizer.state_dict()["state"] for t in (trainer, other))
+    assert one.keys() == two.keys()
+    for i in one:
+        same(one[i], two[i])
+    torch.manual_seed(5)
+    rows = [trainer.train_step()]
+    torch.manual_seed(5)
+    rows.append(other.train_step())
+    assert rows[0] == rows[1]  # the same crops, levels and weights
+    same(other.model.state_dict(), trainer.model.state_dict())
+
+
+def test_an_interrupted_save_leaves_the_old_state(trainer, tmp_path, monkeypatch):
+    trainer.save(tmp_path / "a.pt")
+    before = (tmp_path / "a.pt").read_bytes()
+
+    def half(state, path):
+        path.write_bytes(b"half a state")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop.torch, "save", half)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.save(tmp_path / "a.pt")
+    assert (tmp_path / "a.pt").read_bytes() == before
+
+
+def test_validation_does_not_change_the_live_weights(trainer):
+    trainer.train_step()
+    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    rows = trainer.validate()
+    assert [row["level"] for row in rows] == [0, 1]
+    assert all(row["bpp"] > 0 and math.isfinite(row["psnr_db"]) for row in rows)
+    same(trainer.model.state_dict(), before)
+    assert trainer.model.training
+
+
+def test_every_parameter_but_quantiles_has_a_learning_rate():
+    model = build("swift", {"C": 8, "D": 8, "M": 8, "N": 8, "blocks_8": 1, "blocks_16": 1, "levels": 2})
+    groups = parameter_groups(model, Recipe())
+    assert sum(len(group["params"]) for group in groups) == len(list(model.parameters())) - 1
+    assert len(groups) == 4
+
+
+def test_the_seed_decides_the_start(recipe, data):
+    one, two, other = (Trainer(Recipe.load(recipe, seed=seed), data, device="cpu") for seed in (1, 1, 2))
+    same(one.model.state_dict(), two.model.state_dict())
+    assert not torch.equal(one.model.g_a.stem.weight, other.model.g_a.stem.weight)
