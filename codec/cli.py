@@ -41,7 +41,9 @@ def _errors_to_exit(function: Callable[..., None]) -> Callable[..., None]:
             except CodecError as error:
                 click.echo(f"codec: {error}", err=True)
                 sys.exit(2 if isinstance(error, UsageError) else 1)
-            except MemoryError:
+            except (MemoryError, RuntimeError) as error:
+                if isinstance(error, RuntimeError) and "memory" not in str(error):  # torch says so in many ways
+                    raise
                 click.echo("codec: out of memory: the picture is too large for this machine", err=True)
                 sys.exit(1)
 

@@ -12,7 +12,7 @@ import warnings
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,12 @@ ImageLike: TypeAlias = "Image.Image | Pixels | str | PathLike[str]"
 
 _METADATA = {"icc_profile": "ICC profile", "exif": "EXIF data", "xmp": "XMP data"}
 _DEEP_RAW_MODE = re.compile(r"(L|LA|RGB|RGBA|RGBX|CMYK|I);(16|32)")
+_SAVE_OPTIONS: dict[str, dict[str, Any]] = {
+    "WEBP": {"lossless": True},
+    "JPEG": {"quality": 95, "subsampling": 0},
+    "AVIF": {"quality": 95, "subsampling": "4:4:4"},
+}
+_LOSSY = {"JPEG", "AVIF", "GIF"}
 _DIRECT = {"RGB": "RGB", "L": "L", "1": "L", "P": "RGB", "YCbCr": "RGB"}
 
 
@@ -50,7 +56,7 @@ def load(source: ImageLike) -> Picture:
     except UnidentifiedImageError as error:
         raise ImageError(f"{name}: not a picture that Pillow can read: give a PNG, JPEG, WebP, TIFF or BMP file") from error
     except Image.DecompressionBombError as error:
-        raise ImageError(f"{name}: {error}") from error
+        raise ImageError(f"{name}: {error}: if you trust it, raise PIL.Image.MAX_IMAGE_PIXELS") from error
     except (OSError, SyntaxError, ValueError, RuntimeError) as error:  # what Pillow's plugins raise for damage
         reason = getattr(error, "strerror", None) or str(error)
         raise ImageError(f"{name}: cannot be read ({reason})") from error
@@ -120,7 +126,9 @@ def save(image: Image.Image, path: str | PathLike[str], *, overwrite: bool = Fal
         raise ImageError(f"{target}: Pillow writes no {target.suffix or 'extensionless'} files: name it .png, for example")
     buffer = io.BytesIO()
     try:
-        image.save(buffer, format=kind)
+        image.save(buffer, format=kind, **_SAVE_OPTIONS.get(kind, {}))
     except (OSError, ValueError, KeyError) as error:
         raise ImageError(f"{target}: cannot be written as {kind} ({error}): name it .png") from error
+    if kind in _LOSSY:
+        warnings.warn(f"{target}: {kind} does not keep the decoded pixels exactly: name it .png for that", stacklevel=2)
     write_atomic(target, buffer.getvalue(), overwrite=overwrite)

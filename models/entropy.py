@@ -17,7 +17,7 @@ from torch import Tensor
 from bitstream.coder import SymbolCoder
 from bitstream.errors import CheckpointError
 from bitstream.tables import LOG2_UNITS, POW2_BITS, MasterTable, gaussian_master, pow2_fixed, scale_index
-from models.integer import SIGNED_MAX, Arithmetic, IntegerLayer, apply_taps, exact_arithmetic, pixel_shuffle, rshift
+from models.integer import ACT_MAX, SIGNED_MAX, Arithmetic, IntegerLayer, apply_taps, exact_arithmetic, pixel_shuffle, rshift
 from models.rounding import FIXED_BITS, RDO_STRENGTH, choose_symbols
 from models.swift import anchor_mask
 
@@ -73,6 +73,21 @@ class IntegerEntropy:
             if tuple(found) != wanted:
                 raise CheckpointError(f"checkpoint: {name} is {tuple(found)}, expected {wanted}: damaged, export it again")
 
+        for name in ("hyper_1", "hyper_2", "context", "parameters_1"):  # their outputs are the next layer's 8-bit inputs
+            layer = getattr(self, name)
+            if int(layer.lo.min()) < 0 or int(layer.hi.max()) > ACT_MAX:
+                raise CheckpointError(f"checkpoint: outputs of {name} leave 0 … {ACT_MAX}: damaged, export it again")
+        kinds = {
+            "hyper_1": SIGNED_MAX,
+            "hyper_2": ACT_MAX,
+            "context": SIGNED_MAX,
+            "parameters_1": ACT_MAX,
+            "parameters_2": ACT_MAX,
+        }
+        for name, act_max in kinds.items():
+            if getattr(self, name).act_max != act_max:
+                raise CheckpointError(f"checkpoint: inputs of {name} are not those of ±{act_max}: damaged, export it again")
+
     @property
     def max_level(self) -> int:
         """Return the highest level, in 1/256."""
@@ -111,7 +126,7 @@ class IntegerEntropy:
 
         h and w are the sides of y, multiples of 4. Raises FormatError or SymbolError from the coder.
         """
-        with torch.autocast("cpu", enabled=False):
+        with torch.autocast("cpu", enabled=False), torch.device("cpu"):
             arithmetic = exact_arithmetic()
             log2_gain, log2_gain_z = self.gains(level)
             z = self._code_z(coder, h // 4, w // 4, latents)

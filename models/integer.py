@@ -64,7 +64,7 @@ def exact_parts(weight: Tensor, act_max: int) -> list[slice]:
     rows = weight.long().abs() * act_max  # int8 · 255 < 2^15: one row always fits
     bound = EXACT - 1
     parts, start = [], 0
-    total = torch.zeros(weight.shape[1], dtype=torch.long)
+    total = torch.zeros(weight.shape[1], dtype=torch.long, device=weight.device)
     for k in range(weight.shape[0]):
         total += rows[k]
         if int(total.max()) > bound:

@@ -94,8 +94,9 @@ class MixedPrecision:
 
     def __call__(self, x: Tensor) -> Tensor:
         x = x.contiguous(memory_format=torch.channels_last)
-        for layer in self.layers:
-            x = layer(x if isinstance(layer, Float32) else x.to(self.dtype))
+        with torch.autocast(x.device.type, enabled=False):  # a caller's autocast must not change the pixels
+            for layer in self.layers:
+                x = layer(x if isinstance(layer, Float32) else x.to(self.dtype))
         return x.float()
 
 

@@ -154,3 +154,7 @@ def load_entropy(tensors: dict[str, Tensor]) -> IntegerEntropy:
         )
     except KeyError as error:
         raise CheckpointError(f"checkpoint: tensor {error} is missing: export it again") from error
+    except (IndexError, ValueError) as error:
+        raise CheckpointError(
+            f"checkpoint: a tensor has another shape or value than expected ({error}): export it again"
+        ) from error

@@ -23,6 +23,7 @@ def build(name: str, config: dict[str, Any] | None = None) -> Swift:
     for key, value in (config or {}).items():
         if key not in defaults:
             raise UsageError(f"model {name}: unknown config key {key!r}; known keys: {', '.join(sorted(defaults))}")
-        if type(value) is not type(defaults[key]) or value < 0:
+        kinds = (int, float) if isinstance(defaults[key], float) else (int,)
+        if type(value) not in kinds or value < 0 or (value == 0 and not key.startswith("blocks")):
             raise UsageError(f"model {name}: {key} is {value!r}, expected a positive number like {defaults[key]!r}")
     return network(config_class(**(config or {})))

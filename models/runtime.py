@@ -21,7 +21,9 @@ from models.checkpoint import Checkpoint, load_checkpoint
 from models.layers import MixedPrecision
 from models.quantise import PREFIX, load_entropy
 from models.registry import build
+from models.swift import Swift
 
+FLOAT_PARTS = ("g_a.", "g_s.", "h_a.")  # what runs in floating point, and lies in a checkpoint as float16
 STRIDE_Y, STRIDE_Z = 16, 64  # pixels that one position of y and of z stands for
 
 
@@ -29,6 +31,21 @@ def fast_bf16() -> bool:
     """Return whether this CPU multiplies bf16 matrices in hardware, several times faster than float32."""
     capabilities = getattr(torch.backends.cpu, "get_cpu_capability", lambda: "")()
     return "AMX" in capabilities or bool(getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)())
+
+
+def _load_network(checkpoint: Checkpoint) -> Swift:
+    """Return the float network with the checkpoint's transforms in float32. Raises CheckpointError if one is missing."""
+    with torch.device("meta"):
+        network = build(checkpoint.model, checkpoint.config)
+    floats = {name: t.float() for name, t in checkpoint.tensors.items() if not name.startswith(PREFIX)}
+    try:
+        network.load_state_dict(floats, strict=False, assign=True)
+    except RuntimeError as error:
+        raise CheckpointError(f"checkpoint {checkpoint.name}: {error}: export it again") from error
+    for name, parameter in network.named_parameters():
+        if parameter.is_meta and name.startswith(FLOAT_PARTS):
+            raise CheckpointError(f"checkpoint {checkpoint.name}: tensor {name} is missing: export it again")
+    return network
 
 
 class LoadedModel:
@@ -46,21 +63,7 @@ class LoadedModel:
             )
         self.checkpoint, self.device = checkpoint, device
         self.entropy = load_entropy(checkpoint.tensors)
-        with torch.device("meta"):
-            network = build(checkpoint.model, checkpoint.config)
-        floats = {name: t.float() for name, t in checkpoint.tensors.items() if not name.startswith(PREFIX)}
-        try:
-            network.load_state_dict(floats, strict=False, assign=True)
-        except RuntimeError as error:
-            raise CheckpointError(f"checkpoint {checkpoint.name}: {error}: export it again") from error
-        missing = [
-            name
-            for part in ("g_a", "g_s", "h_a")
-            for name, p in getattr(network, part).named_parameters(prefix=part)
-            if p.is_meta
-        ]
-        if missing:
-            raise CheckpointError(f"checkpoint {checkpoint.name}: tensor {missing[0]} is missing: export it again")
+        network = _load_network(checkpoint)
         encode_dtype = torch.bfloat16 if device.type == "cpu" and fast_bf16() else dtype
         self.g_a = MixedPrecision(network.g_a, device, encode_dtype)
         self.h_a = MixedPrecision(network.h_a, device, encode_dtype)

@@ -31,13 +31,12 @@ from models.integer import EXACT
 from models.manifest import read_manifest
 from models.quantise import LAYERS, calibrate, quantise
 from models.registry import build
-from models.runtime import LoadedModel
+from models.runtime import FLOAT_PARTS, LoadedModel
 from models.swift import Swift
 
 CALIBRATION_BATCHES = 32
 CALIBRATION_PICTURES = 400
 CALIBRATION_CROP = 256
-FLOAT_PARTS = ("g_a.", "g_s.", "h_a.")
 
 
 def export_state(state_path: Path, data: Path, name: str, out: Path | None = None) -> dict[str, Any]:

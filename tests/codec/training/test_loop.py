@@ -101,20 +101,6 @@ def test_state_resumes_with_identical_parameters(trainer, recipe, data, tmp_path
     same(other.model.state_dict(), trainer.model.state_dict())
 
 
-def test_an_interrupted_save_leaves_the_old_state(trainer, tmp_path, monkeypatch):
-    trainer.save(tmp_path / "a.pt")
-    before = (tmp_path / "a.pt").read_bytes()
-
-    def half(state, path):
-        path.write_bytes(b"half a state")
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(loop.torch, "save", half)
-    with pytest.raises(KeyboardInterrupt):
-        trainer.save(tmp_path / "a.pt")
-    assert (tmp_path / "a.pt").read_bytes() == before
-
-
 def test_validation_does_not_change_the_live_weights(trainer):
     trainer.train_step()
     before = {name: value.clone() for name, value in trainer.model.state_dict().items()}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 import torch
 
@@ -91,8 +93,18 @@ def test_a_file_that_is_no_picture_is_a_usage_error(recipe, tmp_path, train, wri
 
 def test_resuming_what_is_no_state_is_a_usage_error(data, recipe, tmp_path, train):
     (tmp_path / "a.pt").write_text("no state")
-    train(data, "--recipe", recipe, "--state", tmp_path / "a.pt", "--resume", code=2)
+    result = train(data, "--recipe", recipe, "--state", tmp_path / "a.pt", "--resume", code=2)
+    assert "a.pt: not a training state of this codec" in result.stderr
+
+
+def test_resuming_with_another_recipe_is_a_usage_error(data, recipe, state, tmp_path, train):
+    shutil.copy(state, tmp_path / "a.pt")
+    recipe.write_text(recipe.read_text().replace("C = 12", "C = 16"))
+    result = train(data, "--recipe", recipe, "--state", tmp_path / "a.pt", "--resume", code=2)
+    assert "a.pt: the state of another model or recipe" in result.stderr
+    assert (tmp_path / "a.pt").read_bytes() == state.read_bytes()
 
 
 def test_a_state_in_a_missing_folder_is_a_usage_error(data, recipe, tmp_path, train):
-    train(data, "--recipe", recipe, "--state", tmp_path / "none" / "a.pt", code=2)
+    result = train(data, "--recipe", recipe, "--state", tmp_path / "none" / "a.pt", code=2)
+    assert "none is not a folder: create it first" in result.stderr
