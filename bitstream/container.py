@@ -17,6 +17,8 @@ SIGNATURE = b"\x89LIC"
 VERSION = 1
 MAX_SIDE = 2**24
 MAX_PIXELS = 2**28  # default limit of a reader
+PADDING = 64  # sides are coded in multiples of this
+SMALL_PIXELS = 2**20  # what padding may always grow to
 
 FLAG_GRAY = 1
 KNOWN_FLAGS = FLAG_GRAY
@@ -141,8 +143,17 @@ def unpack_header(data: bytes | memoryview, *, max_pixels: int = MAX_PIXELS) -> 
                 f"file checksum is {computed:08x}, expected {stored:08x}: the file is cut off or damaged, fetch it again"
             )
     header, offset = Header.unpack(view[:-4] if len(view) >= 9 else view)
-    if header.width * header.height > max_pixels:
-        raise LimitError(
-            f"the picture has {header.width}×{header.height} pixels, the limit is {max_pixels}: raise it with --max-pixels"
-        )
+    check_size(header.width, header.height, max_pixels)
     return header, offset
+
+
+def check_size(width: int, height: int, max_pixels: int) -> None:
+    """Raise LimitError if a picture, or a large one with its sides rounded up to 64 as it is coded, exceeds ``max_pixels``."""
+    coded_width, coded_height = (-(-side // PADDING) * PADDING for side in (width, height))
+    if width * height > max_pixels:
+        found = f"{width}×{height} pixels"
+    elif coded_width * coded_height > max(max_pixels, SMALL_PIXELS):
+        found = f"{width}×{height} pixels, coded in steps of {PADDING} as {coded_width}×{coded_height}"
+    else:
+        return
+    raise LimitError(f"the picture has {found}, the limit is {max_pixels}: raise it with --max-pixels, or cut the picture")

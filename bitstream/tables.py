@@ -95,11 +95,6 @@ def scale_index(log2_scale: IntArray) -> NDArray[np.uint8]:
     return np.clip(((log2_scale + 815) * 1442 + (1 << 15)) >> 16, 0, SCALES - 1).astype(np.uint8)
 
 
-def rshift(value: IntArray, bits: int) -> IntArray:
-    """Divide by 2^bits, rounding half up (FORMAT.md section 7)."""
-    return (value + (1 << (bits - 1))) >> bits
-
-
 @lru_cache(maxsize=1)
 def constants_crc() -> int:
     """Return the CRC-32 of all constant tables: equal on every machine that can decode."""

@@ -13,9 +13,9 @@ from os import PathLike
 import torch
 from PIL import Image
 
-from bitstream.container import MAX_PIXELS, MAX_SIDE, Y_TILE, Container, Header, Z, unpack_header
+from bitstream.container import MAX_PIXELS, Y_TILE, Container, Header, Z, check_size, unpack_header
 from bitstream.engines import default_engine
-from bitstream.errors import CheckpointError, DesyncError, FormatError, LimitError, UsageError
+from bitstream.errors import CheckpointError, FormatError, UsageError
 from codec import images
 from codec.files import check_target, read_bytes, write_atomic
 from codec.images import ImageLike, Picture
@@ -56,8 +56,7 @@ class Codec:
         if not 0 <= quality <= 100:
             raise UsageError(f"quality is {quality}, expected 0 … 100")
         h, w, _ = picture.pixels.shape
-        if h * w > MAX_PIXELS or max(h, w) > MAX_SIDE:
-            raise LimitError(f"the picture has {w}×{h} pixels, the limit is {MAX_PIXELS}: cut it into parts")
+        check_size(w, h, MAX_PIXELS)
         level = round(quality / 100 * self.model.entropy.max_level)
         x = torch.from_numpy(picture.pixels).permute(2, 0, 1)[None].float() / 255  # (1, 3, H, W)
         (z, y), crc = self.model.compress(x, level, self.engine)
@@ -81,12 +80,7 @@ class Codec:
         if header.level > entropy.max_level:
             raise FormatError(f"level is {header.level}, this model's highest is {entropy.max_level}: the file is damaged")
         payloads = [payload for _, payload in container.chunks]
-        x_hat, crc = self.model.decompress(payloads, header.level, header.height, header.width, self.engine)
-        if crc != header.symbol_crc:
-            raise DesyncError(
-                f"decoded symbols have CRC {crc:08x}, the file says {header.symbol_crc:08x}: the file is damaged, or this "
-                "machine computes differently: run `codec doctor` and report it"
-            )
+        x_hat = self.model.decompress(payloads, header.level, header.height, header.width, self.engine, header.symbol_crc)
         begin = time.perf_counter()
         pixels = (x_hat[0] * 255).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).contiguous().cpu().numpy()
         image = images.to_pil(pixels, gray=header.gray)

@@ -6,6 +6,7 @@ Heavy imports stay inside the commands: ``codec --help`` and ``codec info`` load
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 import warnings
@@ -101,7 +102,7 @@ def encode(
     from codec.files import check_target, write_atomic
 
     check_target(target, overwrite=force)
-    if not source.exists():
+    if not os.path.exists(source):
         raise UsageError(f"{source}: no such file")
     from codec import images
     from codec.api import cached_codec
@@ -206,7 +207,7 @@ def doctor() -> None:
 
 @main.command()
 @click.argument("dataset", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--recipe", default="swift", show_default=True, help="A shipped recipe's name or a TOML path.")
+@click.option("--recipe", help="A shipped recipe's name or a TOML path (default: swift; with --resume, that of the state).")
 @click.option("--state", type=PATH, default=Path("train.pt"), show_default=True, help="The state file, saved as it goes.")
 @click.option("--resume", is_flag=True, help="Go on from the state file.")
 @click.option("--valid", type=click.Path(exists=True, file_okay=False, path_type=Path), help="Validation pictures.")
@@ -220,7 +221,7 @@ def doctor() -> None:
 @click.option("--threads", type=click.IntRange(1))
 @_errors_to_exit
 def train(
-    dataset: Path, recipe: str, state: Path, resume: bool, valid: Path | None, max_minutes: float | None,
+    dataset: Path, recipe: str | None, state: Path, resume: bool, valid: Path | None, max_minutes: float | None,
     logdir: Path | None, device: str, threads: int | None, **changes: Any,
 ) -> None:  # fmt: skip
     """Train a model on the pictures below DATASET."""
@@ -228,7 +229,7 @@ def train(
     try:
         from codec.training.session import train_with_progress
     except ImportError as error:
-        raise UsageError(f"{error.name} is not installed: pip install 'learned-image-codec[train]'") from error
+        raise UsageError(f"{error.name} is not installed: pip install -e '.[train]' in its repository") from error
     train_with_progress(dataset, recipe, state, resume=resume, valid=valid, max_minutes=max_minutes, logdir=logdir,
                         device=device, changes=changes)  # fmt: skip
 
@@ -247,6 +248,6 @@ def export(state: Path, data: Path, name: str, out: Path | None, threads: int | 
     try:
         from codec.training.export import export_state
     except ImportError as error:
-        raise UsageError(f"{error.name} is not installed: pip install 'learned-image-codec[train]'") from error
+        raise UsageError(f"{error.name} is not installed: pip install -e '.[train]' in its repository") from error
     row = export_state(state, data, name, out)
     click.echo(json.dumps(row, indent=2))

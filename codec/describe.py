@@ -16,13 +16,13 @@ _CHUNK_NAMES = {Z: "z_bytes", Y_TILE: "y_bytes"}
 def info(data_or_path: bytes | str | PathLike[str]) -> Header:
     """Return the checked header of a file, from its bytes or path, of any size: nothing is decoded. Raises FormatError."""
     data = data_or_path if isinstance(data_or_path, bytes) else read_bytes(data_or_path)
-    return Container.unpack(data, max_pixels=MAX_SIDE**2).header
+    return Container.unpack(data, max_pixels=2 * MAX_SIDE**2).header
 
 
 def describe(path: str | PathLike[str]) -> dict[str, Any]:
     """Return the facts that ``codec info`` prints; sizes in bytes and pixels. Raises FormatError for damage."""
     data = read_bytes(path)
-    container = Container.unpack(data, max_pixels=MAX_SIDE**2)
+    container = Container.unpack(data, max_pixels=2 * MAX_SIDE**2)
     header = container.header
     name = name_of(header.model_id)
     chunks = {_CHUNK_NAMES[kind]: len(payload) for kind, payload in container.chunks}

@@ -16,11 +16,15 @@ PACKAGES = ("torch", "compressai", "torchac", "ninja", "numpy", "pillow", "safet
 def report() -> Iterator[tuple[bool, str]]:
     """Yield (passed, line) for each thing looked at; slow things last. Builds the engine if it is not built."""
     yield sys.version_info >= (3, 10), f"Python {platform.python_version()} on {platform.system()} {platform.machine()}"
+    complete = True
     for name in PACKAGES:
         try:
             yield True, f"{name} {importlib.metadata.version(name)}"
         except importlib.metadata.PackageNotFoundError:
-            yield False, f"{name} is not installed: pip install learned-image-codec"
+            complete = False
+            yield False, f"{name} is not installed: pip install {name}"
+    if not complete:
+        return
     yield from _engine()
     yield from _arithmetic()
     yield from _checkpoints()

@@ -35,12 +35,17 @@ def write_atomic(path: str | PathLike[str], data: bytes, *, overwrite: bool = Fa
 def check_target(path: str | PathLike[str], *, overwrite: bool) -> None:
     """Raise UsageError if ``write_atomic`` could not write here; called before the work is done."""
     target = Path(path)
-    if target.is_dir():
-        raise UsageError(f"{target} is a folder, expected a file name")
-    if not target.parent.is_dir():
-        raise UsageError(f"{target.parent} is not a folder: create it first")
-    if target.exists() and not overwrite:
-        raise UsageError(f"{target} exists: give -f (overwrite=True) to replace it")
+    try:
+        if target.is_dir():
+            raise UsageError(f"{target} is a folder, expected a file name")
+        if not target.parent.is_dir():
+            raise UsageError(f"{target.parent} is not a folder: create it first")
+        if target.exists() and not target.is_file():
+            raise UsageError(f"{target} is a device or pipe, expected a file name")
+        if target.exists() and not overwrite:
+            raise UsageError(f"{target} exists: give -f (overwrite=True) to replace it")
+    except OSError as error:
+        raise UsageError(f"{target}: not a usable file name ({error.strerror})") from error
 
 
 def _umask() -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import re
+import struct
 import warnings
 from dataclasses import dataclass
 from os import PathLike
@@ -31,7 +32,8 @@ _SAVE_OPTIONS: dict[str, dict[str, Any]] = {
     "JPEG": {"quality": 95, "subsampling": 0},
     "AVIF": {"quality": 95, "subsampling": "4:4:4"},
 }
-_LOSSY = {"JPEG", "AVIF", "GIF"}
+_LOSSLESS = {"PNG", "WEBP", "TIFF", "BMP", "DIB", "PPM", "TGA", "PCX", "SGI", "JPEG2000", "QOI"}
+_RESIZING = {"ICO", "ICNS"}  # icons: Pillow shrinks the picture
 _DIRECT = {"RGB": "RGB", "L": "L", "1": "L", "P": "RGB", "YCbCr": "RGB"}
 
 
@@ -74,6 +76,8 @@ def _from_pil(image: Image.Image, name: str) -> Picture:
     if problem := _unsupported(image):
         raise ImageError(f"{name}: {problem}")
     left = [label for key, label in _METADATA.items() if image.info.get(key)]
+    if image.format == "MPO" and getattr(image, "n_frames", 1) > 1:
+        left.append("further pictures of a multi-picture file")
     upright = ImageOps.exif_transpose(image)
     if left:
         warnings.warn(f"{name}: {', '.join(left)} not stored (orientation is applied)", UserWarning, stacklevel=4)
@@ -90,7 +94,7 @@ def _unsupported(image: Image.Image) -> str | None:
         return f"an animation of {getattr(image, 'n_frames', 2)} frames, one frame is supported: extract the frame you want"
     if image.mode.startswith(("I", "F")) or _is_deep(image):
         return "more than 8 bits a channel are not supported yet: convert to 8 bits first"
-    if "A" in image.mode.replace("LAB", "") or image.mode in ("RGBa", "La") or "transparency" in image.info:
+    if image.mode != "LAB" and (image.has_transparency_data or image.mode in ("RGBa", "La", "PA")):
         return "an alpha channel is not supported yet: flatten the picture onto a background first"
     if image.mode == "CMYK":
         return "CMYK is not supported yet: convert to RGB first"
@@ -122,13 +126,13 @@ def save(image: Image.Image, path: str | PathLike[str], *, overwrite: bool = Fal
     """Write a picture in the format of the path's extension, whole or not at all. Raises ImageError or UsageError."""
     target = Path(path)
     kind = Image.registered_extensions().get(target.suffix.lower())
-    if kind is None or kind not in Image.SAVE:
+    if kind is None or kind not in Image.SAVE or kind in _RESIZING:
         raise ImageError(f"{target}: Pillow writes no {target.suffix or 'extensionless'} files: name it .png, for example")
     buffer = io.BytesIO()
     try:
         image.save(buffer, format=kind, **_SAVE_OPTIONS.get(kind, {}))
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, OverflowError, struct.error) as error:
         raise ImageError(f"{target}: cannot be written as {kind} ({error}): name it .png") from error
-    if kind in _LOSSY:
+    if kind not in _LOSSLESS:
         warnings.warn(f"{target}: {kind} does not keep the decoded pixels exactly: name it .png for that", stacklevel=2)
     write_atomic(target, buffer.getvalue(), overwrite=overwrite)

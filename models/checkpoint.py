@@ -17,7 +17,7 @@ from torch import Tensor
 
 import checkpoints
 from bitstream.errors import CheckpointError
-from models.manifest import manifest
+from models.manifest import manifest, read_manifest
 
 CHECKPOINT_FORMAT = "1"
 
@@ -52,15 +52,24 @@ def save_checkpoint(path: Path, *, model: str, config: dict[str, Any], tensors: 
 def load_checkpoint(name_or_path: str | Path) -> Checkpoint:
     """Load a checkpoint by manifest name, or by path if it ends in .safetensors.
 
+    A path is checked against a manifest beside the file, if there is one.
+
     Raises CheckpointError if it is unknown, damaged (SHA-256 against the manifest) or of another format.
     """
     text = str(name_or_path)
     if text.endswith(".safetensors"):
-        return _read(Path(text), Path(text).stem, expected=None)
+        return _read(Path(text), Path(text).stem, expected=_expected_beside(Path(text)))
     rows = manifest()
     if text not in rows:
         raise CheckpointError(f"no checkpoint is named {text!r}; known: {', '.join(rows)}; or give a .safetensors path")
     return _read(checkpoints.FOLDER / rows[text]["file"], text, expected=rows[text]["sha256"])
+
+
+def _expected_beside(path: Path) -> str | None:
+    """Return the SHA-256 that a manifest in the checkpoint's own folder states for it, None if none does."""
+    beside = path.with_name("manifest.toml")
+    rows = read_manifest(beside) if beside.exists() else {}
+    return next((row["sha256"] for row in rows.values() if row.get("file") == path.name), None)
 
 
 def _read(path: Path, name: str, expected: str | None) -> Checkpoint:
@@ -77,6 +86,9 @@ def _read(path: Path, name: str, expected: str | None) -> Checkpoint:
         tensors = safetensors.torch.load(data)
         if header["format"] != CHECKPOINT_FORMAT:
             raise CheckpointError(f"checkpoint {path} has format {header['format']}, expected {CHECKPOINT_FORMAT}: update")
+        kinds = {"model": str, "config": dict, "constants_crc": int}
+        if any(not isinstance(header[key], kind) for key, kind in kinds.items()):
+            raise ValueError(f"a header field is not of its type: {header}"[:200])
         return Checkpoint(name, header["model"], header["config"], tensors, sha256, header["constants_crc"])
-    except (safetensors.SafetensorError, KeyError, ValueError, TypeError, RecursionError) as error:
+    except (safetensors.SafetensorError, KeyError, ValueError, TypeError, RecursionError, AttributeError) as error:
         raise CheckpointError(f"checkpoint {path} is not a release checkpoint of this codec ({error})") from error

@@ -57,6 +57,10 @@ class IntegerEntropy:
     rdo_strength: float = RDO_STRENGTH  # of the encoder's dead zone; 0 is plain rounding
 
     def __post_init__(self) -> None:
+        if self.log2_gain.dim() != 2 or self.log2_gain_z.dim() != 2 or not len(self.log2_gain):
+            raise CheckpointError("checkpoint: gains are not one row for each of one or more levels: export it again")
+        if not (np.diff(self.z_table.cumulative, axis=1) > 0).all():
+            raise CheckpointError("checkpoint: a CDF row of z does not rise: damaged, export it again")
         m, n, features = self.log2_gain.shape[1], self.log2_gain_z.shape[1], self.context.weight.shape[1]
         hidden = self.parameters_1.weight.shape[1]
         expected = {

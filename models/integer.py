@@ -47,13 +47,14 @@ def int8_is_exact() -> bool:
     w[:, ::3] = -127
     try:
         return torch.equal(torch._int_mm(a, w).long(), a.long() @ w.long())
-    except (AttributeError, RuntimeError, NotImplementedError):
+    except (AttributeError, RuntimeError):
         return False
 
 
 def exact_arithmetic() -> Arithmetic:
     """Return the fastest way of ``IntegerLayer`` that is exact in this process right now."""
-    if int8_is_exact():
+    onednn = torch.backends.mkldnn.is_available() and torch._C._get_mkldnn_enabled()
+    if onednn and int8_is_exact():  # without oneDNN torch's int8 product is a plain loop
         return "int8"
     probe = torch.full((64, 64), 4097.0, dtype=torch.float32)  # 13 bits: bf16 and TF32 would round it
     return "float32" if torch.equal(probe @ torch.eye(64, dtype=torch.float32), probe) else "float64"
@@ -96,6 +97,8 @@ class IntegerLayer:
             )
         if any(v.shape != self.weight.shape[1:] for v in (self.bias, self.multiplier, self.lo, self.hi)):
             raise CheckpointError("integer layer: vectors do not have one entry for each output: export it again")
+        if (self.lo > self.hi).any():
+            raise CheckpointError("integer layer: an output range is empty: the checkpoint is damaged, export it again")
         reach = int(self.weight.long().abs().sum(0).max()) * self.act_max + int(self.bias.abs().max())
         if reach * int(self.multiplier.abs().max()) >= 2**62:
             raise CheckpointError("integer layer: products exceed 64 bits: the checkpoint is damaged, export it again")

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from bitstream.coder import StreamReader, StreamWriter
 from bitstream.engines import Engine
-from bitstream.errors import CheckpointError
+from bitstream.errors import CheckpointError, DesyncError, UsageError
 from bitstream.tables import constants_crc
 from models.checkpoint import Checkpoint, load_checkpoint
 from models.layers import MixedPrecision
@@ -28,15 +28,17 @@ STRIDE_Y, STRIDE_Z = 16, 64  # pixels that one position of y and of z stands for
 
 
 def fast_bf16() -> bool:
-    """Return whether this CPU multiplies bf16 matrices in hardware, several times faster than float32."""
-    capabilities = getattr(torch.backends.cpu, "get_cpu_capability", lambda: "")()
-    return "AMX" in capabilities or bool(getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)())
+    """Return whether this CPU multiplies bf16 matrices in hardware (AMX), several times faster than float32."""
+    return bool(getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)())
 
 
 def _load_network(checkpoint: Checkpoint) -> Swift:
     """Return the float network with the checkpoint's transforms in float32. Raises CheckpointError if one is missing."""
-    with torch.device("meta"):
-        network = build(checkpoint.model, checkpoint.config)
+    try:
+        with torch.device("meta"):
+            network = build(checkpoint.model, checkpoint.config)
+    except UsageError as error:
+        raise CheckpointError(f"checkpoint {checkpoint.name}: {error}: export it again, or update") from error
     floats = {name: t.float() for name, t in checkpoint.tensors.items() if not name.startswith(PREFIX)}
     try:
         network.load_state_dict(floats, strict=False, assign=True)
@@ -55,7 +57,14 @@ class LoadedModel:
     arithmetic at the encoder changes a file by a little, and nothing of what a file decodes to.
     """
 
-    def __init__(self, checkpoint: Checkpoint, device: torch.device, *, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        device: torch.device,
+        *,
+        dtype: torch.dtype = torch.float32,
+        encode_dtype: torch.dtype | None = None,
+    ) -> None:
         if checkpoint.constants_crc != constants_crc():
             raise CheckpointError(
                 f"constant tables have CRC {constants_crc():08x} on this machine, the checkpoint expects "
@@ -64,7 +73,8 @@ class LoadedModel:
         self.checkpoint, self.device = checkpoint, device
         self.entropy = load_entropy(checkpoint.tensors)
         network = _load_network(checkpoint)
-        encode_dtype = torch.bfloat16 if device.type == "cpu" and fast_bf16() else dtype
+        if encode_dtype is None:
+            encode_dtype = torch.bfloat16 if device.type == "cpu" and fast_bf16() else dtype
         self.g_a = MixedPrecision(network.g_a, device, encode_dtype)
         self.h_a = MixedPrecision(network.h_a, device, encode_dtype)
         self.g_s = MixedPrecision(network.g_s, device, dtype)
@@ -94,15 +104,23 @@ class LoadedModel:
         return writer.payloads, writer.crc
 
     @torch.inference_mode()
-    def decompress(self, payloads: list[bytes], level: int, h: int, w: int, engine: Engine) -> tuple[Tensor, int]:
-        """Decode a picture of h × w pixels; return x_hat (1, 3, h, w), not clamped, and the CRC of the symbols."""
+    def decompress(self, payloads: list[bytes], level: int, h: int, w: int, engine: Engine, symbol_crc: int) -> Tensor:
+        """Decode a picture of h × w pixels; return x_hat (1, 3, h, w), not clamped.
+
+        Raises DesyncError, before any synthesis, if the decoded symbols do not have this CRC.
+        """
         self.timings = {}
         begin = time.perf_counter()
         y_hat, crc = self.decode_latents(payloads, level, h, w, engine)
+        if crc != symbol_crc:
+            raise DesyncError(
+                f"decoded symbols have CRC {crc:08x}, the file says {symbol_crc:08x}: the file is damaged, or this machine "
+                "computes differently: run `codec doctor` and report it"
+            )
         begin = self._time("entropy", begin)
         x_hat = self.g_s(self.entropy.float_latents(y_hat, level).to(self.device))[..., :h, :w]
         self._time("g_s", begin)
-        return x_hat, crc
+        return x_hat
 
     def decode_latents(self, payloads: list[bytes], level: int, h: int, w: int, engine: Engine) -> tuple[Tensor, int]:
         """Decode only the symbols of an h × w picture; return integer y_hat (h', w', M) in 1/256 and the symbol CRC."""

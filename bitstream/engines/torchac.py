@@ -90,10 +90,13 @@ def source_path() -> Path:
 
 
 def cache_folder() -> Path:
-    """Return the folder of compiled engines: LIC_CACHE, else the user's cache folder."""
+    """Return the folder of compiled engines: LIC_CACHE, else the user's cache folder. Raises EngineError."""
     if "LIC_CACHE" in os.environ:
         return Path(os.environ["LIC_CACHE"])
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    try:
+        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    except RuntimeError as error:  # a container's user without a home
+        raise EngineError("torchac's coder cannot be built: this user has no home folder: set LIC_CACHE.") from error
     return Path(home) / "learned-image-codec"
 
 

@@ -1,6 +1,7 @@
 """From a training state to a release checkpoint: EMA weights, integer entropy path, proofs, measured cost, manifest.
 
-What is measured is measured on real streams of held-out pictures, and written into the manifest.
+What is measured is measured on real streams of every 64th picture of the data (those that ``codec train`` holds out when no
+validation folder is given), and written into the manifest.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from codec.training.data import CropStore, find_images, load_rgb
 from codec.training.loop import VALIDATION_SHARE, rate_distortion
 from codec.training.recipe import Recipe
 from codec.training.state import read_state
-from models.checkpoint import save_checkpoint
+from models.checkpoint import load_checkpoint, save_checkpoint
 from models.integer import EXACT
 from models.manifest import read_manifest
 from models.quantise import LAYERS, calibrate, quantise
@@ -46,10 +47,11 @@ def export_state(state_path: Path, data: Path, name: str, out: Path | None = Non
     """
     folder = out or checkpoints.FOLDER
     state = read_state(state_path, torch.device("cpu"))
-    recipe, model = _trained(state_path, state)
+    recipe, model = trained_model(state_path, state)
     paths = find_images(data, recipe.crop)
     held_out = paths[::VALIDATION_SHARE]
-    calibration = [p for p in paths if p not in set(held_out)][:CALIBRATION_PICTURES]
+    held = set(held_out)
+    calibration = [p for p in paths if p not in held][:CALIBRATION_PICTURES]
     if not calibration:
         raise UsageError(f"{data}: {len(paths)} pictures, all held out for measuring: add more")
     tensors = quantise(model, calibrate(model, _crops(calibration, recipe.crop)))
@@ -59,7 +61,7 @@ def export_state(state_path: Path, data: Path, name: str, out: Path | None = Non
     try:
         config = dataclasses.asdict(model.cfg)
         sha256 = save_checkpoint(partial, model=recipe.model, config=config, tensors=tensors, constants_crc=constants_crc())
-        loaded = LoadedModel.load(partial, torch.device("cpu"))
+        loaded = LoadedModel(load_checkpoint(partial), torch.device("cpu"), encode_dtype=torch.float32)
         rd, cost = measure(model, loaded, held_out)
         row = {
             "file": f"{name}.safetensors",
@@ -83,7 +85,8 @@ def export_state(state_path: Path, data: Path, name: str, out: Path | None = Non
     return row
 
 
-def _trained(path: Path, state: dict[str, Any]) -> tuple[Recipe, Swift]:
+def trained_model(path: Path, state: dict[str, Any]) -> tuple[Recipe, Swift]:
+    """Return the recipe and the network with averaged weights of a state. Raises UsageError if they do not fit."""
     try:
         recipe = Recipe(**state["recipe"])
         model = build(recipe.model, recipe.config).eval()
@@ -102,14 +105,14 @@ def add_to_manifest(path: Path, name: str, row: dict[str, Any]) -> None:
     """Write a row into a manifest, in place of one of the same name; the other rows stay."""
     rows = read_manifest(path) if path.exists() else {}
     rows[name] = row
-    head = "# Released checkpoints, written by `codec export`. rd: real files of held-out pictures of the training set.\n\n"
+    head = "# Released checkpoints, written by `codec export`. rd: bits of real streams, every 64th picture of the data.\n\n"
     partial = path.with_suffix(".partial")
     partial.write_text(head + tomli_w.dumps(rows), encoding="utf-8")
     os.replace(partial, path)
 
 
 @torch.inference_mode()
-def measure(model: Swift, loaded: LoadedModel, paths: list[Path]) -> tuple[list[dict[str, float]], float]:
+def measure(model: Swift, loaded: LoadedModel, paths: list[Path], side: int = 512) -> tuple[list[dict[str, float]], float]:
     """Return RD points per level over real streams, and the bits that the integer path costs over the float one in percent."""
     engine = default_engine()
     rows = []
@@ -117,12 +120,12 @@ def measure(model: Swift, loaded: LoadedModel, paths: list[Path]) -> tuple[list[
     for level in range(model.cfg.levels):
         points = []
         for path in paths:
-            image = load_rgb(path)[:, :512, :512]
+            image = load_rgb(path)[:, :side, :side]
             image = image[:, : image.shape[1] // 64 * 64, : image.shape[2] // 64 * 64]
             x = image[None].float() / 255
             h, w = x.shape[-2:]
-            payloads, _ = loaded.compress(x, level * 256, engine)
-            x_hat, _ = loaded.decompress(payloads, level * 256, h, w, engine)
+            payloads, crc = loaded.compress(x, level * 256, engine)
+            x_hat = loaded.decompress(payloads, level * 256, h, w, engine, crc)
             decoded = (x_hat[0] * 255).round().clamp(0, 255).to(torch.uint8)
             n_bytes = sum(map(len, payloads))
             estimate, _ = rate_distortion(model(x, torch.tensor([float(level)])), x)

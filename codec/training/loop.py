@@ -1,6 +1,6 @@
 """The training loop: Lightning Fabric, bf16 autocast, Adam with warm-up and cosine to zero, EMA, atomic state.
 
-It is not a framework: one model at a time, one loss (rate + λ·distortion), the schedule in ``Recipe``.
+It is not a framework: one process, one device, one model at a time, one loss (rate + λ·distortion), the schedule in ``Recipe``.
 """
 
 from __future__ import annotations
@@ -58,12 +58,15 @@ class Trainer:
     """One run: model, optimiser, EMA and clock, saved and resumed as one state."""
 
     def __init__(self, recipe: Recipe, dataset: Path, *, valid: Path | None = None, device: str = "auto") -> None:
+        if device == "cuda" and not torch.cuda.is_available():
+            raise UsageError("device is cuda, but torch finds no CUDA GPU here: use --device cpu")
         torch.manual_seed(recipe.seed)
         self.recipe = recipe
-        self.fabric = Fabric(accelerator="cuda" if device == "cuda" else device, devices=1, precision="bf16-mixed")
+        self.fabric = Fabric(accelerator=device, devices=1, precision="bf16-mixed")
         paths = find_images(dataset, recipe.crop)
         held_out = find_images(valid, 64) if valid else paths[::VALIDATION_SHARE]
-        self.train_paths = [p for p in paths if p not in set(held_out)]
+        held = set(held_out)
+        self.train_paths = [p for p in paths if p not in held]
         self.valid_paths = held_out[:16]
         if not self.train_paths:
             raise UsageError(f"{dataset}: {len(paths)} pictures, all held out for validation: add more or give --valid")

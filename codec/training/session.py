@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from bitstream.errors import UsageError
 from codec.training.loop import Trainer
 from codec.training.recipe import Recipe
+from codec.training.state import read_state
+
+DEFAULT_RECIPE = "swift"
 
 
 def train_with_progress(
-    dataset: Path, recipe: str, state: Path, *, resume: bool, valid: Path | None, max_minutes: float | None,
+    dataset: Path, recipe: str | None, state: Path, *, resume: bool, valid: Path | None, max_minutes: float | None,
     logdir: Path | None, device: str, changes: dict[str, Any],
 ) -> None:  # fmt: skip
     """Train until the schedule or ``max_minutes`` ends. Raises UsageError if ``state`` exists and is not resumed."""
@@ -25,7 +30,12 @@ def train_with_progress(
         raise UsageError(f"{state.parent} is not a folder: create it first")
     if resume and not state.exists():
         raise UsageError(f"{state} does not exist: leave --resume away to start")
-    trainer = Trainer(Recipe.load(recipe, **changes), dataset, valid=valid, device=device)
+    if resume and recipe is None:  # the recipe of the state; only options that were given change it
+        chosen = Recipe(**read_state(state, torch.device("cpu"))["recipe"])
+        chosen = dataclasses.replace(chosen, **{key: value for key, value in changes.items() if value is not None})
+    else:
+        chosen = Recipe.load(recipe or DEFAULT_RECIPE, **changes)
+    trainer = Trainer(chosen, dataset, valid=valid, device=device)
     if resume:
         trainer.load(state)
     console = Console(stderr=True)

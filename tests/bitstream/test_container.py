@@ -76,7 +76,14 @@ def test_unpack_header_returns_the_offset_of_the_first_chunk():
 def test_round_trips(width, height, gray, sizes):
     header = Header(width, height, gray, b"\0\xff\0\xff", 0xFFFF, 0xFFFFFFFF)
     container = Container(header, [(Z, b"\x80" * sizes[0]), (Y_TILE, b"\x01" * sizes[1])])
-    assert Container.unpack(container.pack()) == container
+    assert Container.unpack(container.pack(), max_pixels=2**30) == container
+
+
+@pytest.mark.parametrize(("width", "height"), [(MAX_SIDE, 1), (1, MAX_SIDE), (2**23, 17)])
+def test_rejects_thin_pictures_that_padding_makes_too_large(width, height):
+    file = Container(Header(width, height, False, b"abcd", 0, 0), [(Z, b""), (Y_TILE, b"")]).pack()
+    with pytest.raises(LimitError, match="steps of 64"):
+        Container.unpack(file)
 
 
 def test_grayscale_is_bit_0_of_the_flags():

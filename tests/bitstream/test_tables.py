@@ -17,7 +17,6 @@ from bitstream.tables import (
     master_from_pmf,
     pow2_fixed,
     pow2_table,
-    rshift,
     scale_index,
 )
 
@@ -199,24 +198,6 @@ def test_pow2_never_falls():
 @pytest.mark.parametrize(("log2", "clamped"), [(-5121, -5120), (-(2**31), -5120), (5121, 5120), (2**31, 5120)])
 def test_pow2_clamps_to_20_octaves(log2, clamped):
     assert pow2_fixed(np.array([log2])) == pow2_fixed(np.array([clamped])) == 2 ** (20 + clamped // 256)
-
-
-@pytest.mark.parametrize(
-    ("value", "bits", "want"),
-    [
-        (0, 8, 0),
-        (127, 8, 0),
-        (128, 8, 1),
-        (-128, 8, 0),
-        (-129, 8, -1),
-        (-384, 8, -1),
-        (384, 8, 2),
-        (2**61, 32, 2**29),
-        (-3, 1, -1),
-    ],
-)
-def test_rshift_rounds_half_up(value, bits, want):
-    assert rshift(np.array([value], dtype=np.int64), bits) == want
 
 
 # --- scale indexes

@@ -46,4 +46,4 @@ def test_a_damaged_checkpoint_is_told(installed):
 
 def test_a_missing_package_is_told(monkeypatch):
     monkeypatch.setattr(doctor, "PACKAGES", ("no-such-package-here",))
-    assert "no-such-package-here is not installed: pip install learned-image-codec" in lines(False)
+    assert "no-such-package-here is not installed: pip install no-such-package-here" in lines(False)

@@ -10,6 +10,7 @@ import torch
 
 from bitstream.coder import StreamReader, StreamWriter
 from bitstream.engines.reference import ReferenceEngine
+from bitstream.errors import DesyncError
 from models import integer
 from models.integer import exact_arithmetic, int8_is_exact
 from models.runtime import LoadedModel
@@ -138,8 +139,7 @@ def test_picture_decodes_inside_autocast(model, engine, tensor):
     x = tensor(65, 129)
     with torch.autocast("cpu", torch.bfloat16):
         payloads, crc = model.compress(x, 768, engine)
-    x_hat, decoded_crc = model.decompress(payloads, 768, 65, 129, engine)
-    assert decoded_crc == crc
+    x_hat = model.decompress(payloads, 768, 65, 129, engine, crc)
     assert x_hat.shape == x.shape
 
 
@@ -149,8 +149,8 @@ def test_symbols_do_not_depend_on_the_transforms_dtype(model, engine, coded):
     decoded, decoded_crc = half.decode_latents(payloads, level, h, w, engine)
     assert decoded_crc == crc
     assert torch.equal(decoded, y_hat)
-    x_hat, _ = half.decompress(payloads, level, h, w, engine)
-    exact, _ = model.decompress(payloads, level, h, w, engine)
+    x_hat = half.decompress(payloads, level, h, w, engine, crc)
+    exact = model.decompress(payloads, level, h, w, engine, crc)
     assert x_hat.dtype == torch.float32
     assert 0 < (x_hat - exact).abs().mean() < 0.02
 
@@ -170,20 +170,25 @@ def test_symbols_do_not_depend_on_the_synthesis_weights(model, engine, coded):
             noise = torch.rand(value.shape, generator=generator) * 2 - 1
             tensors[name] = value.float() * (1 + 1e-3 * noise) + 1e-3 * noise.flip(0)
     other = LoadedModel(dataclasses.replace(model.checkpoint, tensors=tensors), CPU)
-    x_hat, decoded_crc = other.decompress(payloads, level, h, w, engine)
-    assert decoded_crc == crc
+    x_hat = other.decompress(payloads, level, h, w, engine, crc)
     assert torch.equal(other.decode_latents(payloads, level, h, w, engine)[0], y_hat)
-    assert not torch.equal(x_hat, model.decompress(payloads, level, h, w, engine)[0])  # the change was a real one
+    assert not torch.equal(x_hat, model.decompress(payloads, level, h, w, engine, crc))  # the change was a real one
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 37), (63, 64), (65, 129)])
 def test_decompress_gives_the_size_back(model, engine, tensor, size):
     x = tensor(*size)
     payloads, crc = model.compress(x, 768, engine)
-    x_hat, decoded_crc = model.decompress(payloads, 768, *size, engine)
+    x_hat = model.decompress(payloads, 768, *size, engine, crc)
     assert x_hat.shape == x.shape
-    assert decoded_crc == crc
     assert (x_hat - x).abs().mean() < 0.2
+
+
+def test_other_symbols_are_refused_before_synthesis(model, engine, tensor, monkeypatch):
+    payloads, crc = model.compress(tensor(64, 64), 0, engine)
+    monkeypatch.setattr(model, "g_s", lambda _: pytest.fail("synthesis ran on symbols of another checksum"))
+    with pytest.raises(DesyncError, match="codec doctor"):
+        model.decompress(payloads, 0, 64, 64, engine, crc ^ 1)
 
 
 def test_padding_repeats_the_border(model, engine):
@@ -193,8 +198,8 @@ def test_padding_repeats_the_border(model, engine):
 
 def test_timings_name_the_stages(model, engine, tensor):
     fresh = LoadedModel(model.checkpoint, CPU)
-    payloads, _ = fresh.compress(tensor(64, 64), 0, engine)
+    payloads, crc = fresh.compress(tensor(64, 64), 0, engine)
     assert set(fresh.timings) == {"g_a", "h_a", "entropy"}
-    fresh.decompress(payloads, 0, 64, 64, engine)
+    fresh.decompress(payloads, 0, 64, 64, engine, crc)
     assert set(fresh.timings) == {"entropy", "g_s"}
     assert all(seconds >= 0 for seconds in fresh.timings.values())

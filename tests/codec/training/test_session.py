@@ -29,6 +29,14 @@ def test_train_ends_with_the_schedule_and_resumes(data, recipe, tmp_path, train)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.pt", "tiny.toml"]  # no partial is left
 
 
+def test_resuming_without_a_recipe_goes_on_with_the_states(data, recipe, tmp_path, train):
+    state = tmp_path / "a.pt"
+    train(data, "--recipe", recipe, "--state", state, "--seed", "3")
+    before = torch.load(state, weights_only=True)["recipe"]
+    train(data, "--state", state, "--resume")
+    assert torch.load(state, weights_only=True)["recipe"] == before
+
+
 def test_max_minutes_ends_the_run(data, recipe, tmp_path, train):
     recipe.write_text(recipe.read_text().replace("steps = 3", "steps = 1000000"))
     train(data, "--recipe", recipe, "--state", tmp_path / "a.pt", "--max-minutes", "0.003")
