@@ -52,8 +52,7 @@ def speed(result: dict[str, Any]) -> str:
     return (
         f"In-process times for {picture['width']}×{picture['height']} pixels, {result['threads']} threads, "
         f"{result['machine']['cpu']}, medians of {result['runs']} runs, beside {result['peer']} in the same run. "
-        "On CPUs with AMX the encoder's networks run in bf16.\n\n"
-        + table(head, rows)
+        "On CPUs with AMX the encoder's networks run in bf16.\n\n" + table(head, rows)
     )
 
 
