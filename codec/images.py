@@ -26,6 +26,7 @@ Pixels: TypeAlias = NDArray[np.uint8]
 ImageLike: TypeAlias = "Image.Image | Pixels | str | PathLike[str]"
 
 _METADATA = {"icc_profile": "ICC profile", "exif": "EXIF data", "xmp": "XMP data"}
+_TOO_DEEP = "more than 8 bits a channel are not supported yet: convert to 8 bits first"
 _DEEP_RAW_MODE = re.compile(r"(L|LA|RGB|RGBA|RGBX|CMYK|I);(16|32)")
 _SAVE_OPTIONS: dict[str, dict[str, Any]] = {
     "WEBP": {"lossless": True},
@@ -54,6 +55,8 @@ def load(source: ImageLike) -> Picture:
         if isinstance(source, Image.Image):
             return _from_pil(source, name)
         with Image.open(Path(source)) as image:
+            if image.format in ("JPEG2000", "AVIF") and is_deep_header(_head(Path(source))):
+                raise ImageError(f"{name}: {_TOO_DEEP}")
             return _from_pil(image, name)
     except UnidentifiedImageError as error:
         raise ImageError(f"{name}: not a picture that Pillow can read: give a PNG, JPEG, WebP, TIFF or BMP file") from error
@@ -93,7 +96,7 @@ def _unsupported(image: Image.Image) -> str | None:
     if getattr(image, "is_animated", False) and image.format != "MPO":
         return f"an animation of {getattr(image, 'n_frames', 2)} frames, one frame is supported: extract the frame you want"
     if image.mode.startswith(("I", "F")) or _is_deep(image):
-        return "more than 8 bits a channel are not supported yet: convert to 8 bits first"
+        return _TOO_DEEP
     if image.mode != "LAB" and (image.has_transparency_data or image.mode in ("RGBa", "La", "PA")):
         return "an alpha channel is not supported yet: flatten the picture onto a background first"
     if image.mode == "CMYK":
@@ -101,6 +104,23 @@ def _unsupported(image: Image.Image) -> str | None:
     if image.mode not in _DIRECT:
         return f"colour mode {image.mode} is not supported: convert to RGB first"
     return None
+
+
+def _head(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(2**16)
+
+
+def is_deep_header(head: bytes) -> bool:
+    """Return whether a JPEG 2000 or AVIF file that begins so has more than 8 bits a channel: Pillow cuts them to 8 in silence.
+
+    Looks at Ssiz in JPEG 2000's SIZ marker (ISO 15444-1 A.5.1) and at high_bitdepth in AVIF's av1C box (AV1-ISOBMFF 2.3.3).
+    """
+    siz = head.find(b"\xff\x4f\xff\x51")
+    if siz >= 0 and siz + 42 < len(head):
+        return head[siz + 42] & 0x7F > 7
+    av1c = head.find(b"av1C")
+    return av1c >= 0 and av1c + 6 < len(head) and bool(head[av1c + 6] & 0x40)
 
 
 def _is_deep(image: Image.Image) -> bool:

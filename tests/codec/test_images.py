@@ -285,3 +285,29 @@ def test_save_overwrites_only_when_told(tmp_path):
     assert (tmp_path / "a.png").read_bytes() == b"mine"
     images.save(Image.new("L", (2, 2)), tmp_path / "a.png", overwrite=True)
     assert images.load(tmp_path / "a.png").gray
+
+
+@pytest.mark.skipif(not features.check("jpg_2000"), reason="this Pillow reads no JPEG 2000")
+def test_jpeg2000_depth_is_read_from_its_header(tmp_path, picture):
+    save(Image.fromarray(picture(32, 32)), tmp_path / "8.jp2")
+    save(Image.fromarray(picture(32, 32)[:, :, 0].astype(np.uint16) * 256), tmp_path / "16.jp2")
+    assert not images.is_deep_header((tmp_path / "8.jp2").read_bytes())
+    assert images.is_deep_header((tmp_path / "16.jp2").read_bytes())
+    with pytest.raises(ImageError, match=DEEP):
+        images.load(tmp_path / "16.jp2")
+    assert images.load(tmp_path / "8.jp2").pixels.shape == (32, 32, 3)
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="this Pillow reads no AVIF")
+def test_avif_depth_is_read_from_its_header(tmp_path, picture):
+    path = save(Image.fromarray(picture(64, 64)), tmp_path / "a.avif")
+    data = bytearray(path.read_bytes())
+    assert not images.is_deep_header(bytes(data))
+    assert images.load(path).pixels.shape == (64, 64, 3)
+    data[data.find(b"av1C") + 6] |= 0x40  # high_bitdepth
+    assert images.is_deep_header(bytes(data))
+
+
+@pytest.mark.parametrize("head", [b"", b"av1C", b"av1C\x81", b"\xff\x4f\xff\x51" + b"\0" * 38])
+def test_a_header_that_ends_early_is_not_called_deep(head):
+    assert not images.is_deep_header(head)
