@@ -4,7 +4,7 @@
 
 One picture of 768×512, two threads, medians over runs that alternate between the two codecs. Ours is timed from the pixel
 array to the bytes of the whole file and back to a PIL image; CompressAI's ``bmshj2018-hyperprior`` (quality 1, random
-weights, since the time does not depend on them) from tensor to strings and back to a tensor.
+weights: the published ones are not needed for a time) from tensor to strings and back to a tensor.
 """
 
 from __future__ import annotations

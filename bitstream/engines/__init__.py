@@ -64,7 +64,7 @@ def default_engine() -> Engine:
         return TorchacEngine()
     except EngineError as error:
         warnings.warn(
-            f"{error} Using the Python engine: the same files, about 50 times slower. "
+            f"{error} Using the Python engine: the same files, about 12 times slower. "
             "Install a C++ compiler (Debian: apt-get install g++; macOS: xcode-select --install) and run `codec doctor`.",
             RuntimeWarning,
             stacklevel=2,

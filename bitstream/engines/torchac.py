@@ -41,7 +41,7 @@ load(name={name!r}, sources=[{source!r}], build_directory={folder!r}, verbose=Fa
 
 
 class TorchacEngine:
-    """torchac's coder; about 20 ns a symbol."""
+    """torchac's coder; about 0.1 µs a symbol with the gathering of its row."""
 
     name = "torchac"
 
