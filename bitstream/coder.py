@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import zlib
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -15,13 +17,22 @@ from numpy.typing import NDArray
 
 from bitstream.engines import Engine, check_rows
 from bitstream.errors import FormatError, SymbolError
+from bitstream.segments import (
+    Distributions,
+    Rows,
+    SegmentReader,
+    SegmentWriter,
+    Symbols,
+    TableRows,
+    pack_stream,
+    pieces,
+    read_payload,
+    read_range,
+)
 from bitstream.tables import MasterTable
-from bitstream.varint import pack_varint, unpack_varint, unzigzag, zigzag
 
-PIECE_CELLS = 2**25  # CDF cells (symbols × Lp) of one torchac payload
 
-Symbols = NDArray[np.int16]
-Rows = NDArray[np.integer[Any]]
+StepCoder = Callable[[Any, Any], Symbols]  # (symbols or None, distributions)
 
 
 class SymbolCoder(ABC):
@@ -32,34 +43,60 @@ class SymbolCoder(ABC):
         self.crc = 0
 
     def code(self, symbols: Symbols | None, rows: Rows, table: MasterTable, band_edges: tuple[int, ...] = ()) -> Symbols:
-        """Code N symbols, each with its row (N,) of the table; return them (N,) int16.
-
-        ``band_edges`` splits the symbols by row into len + 1 streams: rows < e0, < e1, …, the rest.
-        Raises SymbolError (encoding) if a symbol is outside of the table, FormatError (decoding) if the data is off.
-        """
+        """Code N symbols, each with its row (N,) of the table; see ``code_source``."""
         if len(rows):
             check_rows(rows, len(table.cumulative))
+        return self.code_source(symbols, TableRows(table, rows, band_edges))
+
+    def code_source(self, symbols: Symbols | None, source: TableRows) -> Symbols:
+        """Code N symbols, those of each band in a stream of their own; return them (N,) int16.
+
+        Raises SymbolError (encoding) if a symbol is outside of the table, FormatError (decoding) if the data is off.
+        """
         if symbols is not None:
-            _check_symbols(symbols, rows, table)
+            _check_symbols(symbols, source.rows, source.table)
             symbols = symbols.astype(np.int16, copy=False)
-        if not band_edges:
-            out = self._stream(symbols, rows, table)
+        if not source.edges:
+            out = self._stream(symbols, source)
         else:
-            band_of_row = np.searchsorted(band_edges, np.arange(len(table.cumulative)), side="right").astype(np.uint8)
-            band = band_of_row[rows]
-            out = np.empty(len(rows), dtype=np.int16)
-            for b in range(len(band_edges) + 1):
-                where = np.flatnonzero(band == b)
-                out[where] = self._stream(None if symbols is None else symbols[where], rows[where], table)
+            bands = source.bands()
+            out = np.empty(len(source), dtype=np.int16)
+            for band in range(len(source.edges) + 1):
+                where = np.flatnonzero(bands == band)
+                out[where] = self._stream(None if symbols is None else symbols[where], source.take(where))
         self.crc = zlib.crc32(out.astype("<i2").tobytes(), self.crc)
         return out
+
+    @contextmanager
+    def segment(self, bands: int) -> Iterator[StepCoder]:
+        """Open the streams of a segment, one for each band; the block calls its value with symbols or None, and distributions.
+
+        Raises SymbolError (encoding) if a symbol is outside of its table, FormatError (decoding) if the data is off.
+        """
+        segment = self._open(bands)
+
+        def code(symbols: Symbols | None, source: Distributions) -> Symbols:
+            out = segment.code(symbols, source)
+            self.crc = zlib.crc32(out.astype("<i2").tobytes(), self.crc)
+            return out
+
+        yield code
+        self._close(segment)
+
+    @abstractmethod
+    def _open(self, bands: int) -> Any:
+        """Open a segment."""
+
+    @abstractmethod
+    def _close(self, segment: Any) -> None:
+        """Close a segment."""
 
     @abstractmethod
     def end_chunk(self) -> None:
         """Close the current chunk and go on with the next."""
 
     @abstractmethod
-    def _stream(self, symbols: Symbols | None, rows: Rows, table: MasterTable) -> Symbols:
+    def _stream(self, symbols: Symbols | None, source: TableRows) -> Symbols:
         """Code one stream."""
 
 
@@ -68,17 +105,6 @@ def _check_symbols(symbols: NDArray[np.integer[Any]], rows: Rows, table: MasterT
         raise SymbolError(f"{symbols.shape} symbols with {rows.shape} rows: one row for each symbol is expected")
     if len(symbols) and (symbols.min() < table.lo or symbols.max() > table.hi):
         raise SymbolError(f"symbols span [{symbols.min()}, {symbols.max()}], the table holds [{table.lo}, {table.hi}]: clamp")
-
-
-def _restrict(table: MasterTable, rows: Rows, first: int, last: int) -> tuple[NDArray[np.uint16], Rows]:
-    """Return the CDF rows of a stream's range, only those between the first and last row it uses, and the rows in them."""
-    low, high = int(rows.min()), int(rows.max())
-    return MasterTable(table.lo, table.cumulative[low : high + 1]).rows(first, last), rows - rows.dtype.type(low)
-
-
-def _pieces(count: int, row_length: int) -> list[slice]:
-    size = max(PIECE_CELLS // row_length, 1)
-    return [slice(start, min(start + size, count)) for start in range(0, count, size)]
 
 
 class StreamWriter(SymbolCoder):
@@ -94,21 +120,19 @@ class StreamWriter(SymbolCoder):
         self.payloads.append(bytes(self._out))
         self._out = bytearray()
 
-    def _stream(self, symbols: Symbols | None, rows: Rows, table: MasterTable) -> Symbols:
+    def _stream(self, symbols: Symbols | None, source: TableRows) -> Symbols:
         if symbols is None:
             raise SymbolError("a StreamWriter was given no symbols")
         if not len(symbols):
             return symbols
-        first, last = int(symbols.min()), int(symbols.max())
-        self._out += pack_varint(zigzag(first)) + pack_varint(zigzag(last))
-        if first == last:
-            return symbols
-        cdf, rows = _restrict(table, rows, first, last)
-        shifted = (symbols - first).astype(np.int16)
-        for piece in _pieces(len(symbols), cdf.shape[1]):
-            payload = self.engine.encode(cdf, rows[piece], shifted[piece])
-            self._out += pack_varint(len(payload)) + payload
+        self._out += pack_stream(self.engine, symbols, source)
         return symbols
+
+    def _open(self, bands: int) -> SegmentWriter:
+        return SegmentWriter(bands)
+
+    def _close(self, segment: SegmentWriter) -> None:
+        self._out += segment.pack(self.engine)
 
 
 class StreamReader(SymbolCoder):
@@ -129,27 +153,25 @@ class StreamReader(SymbolCoder):
             raise FormatError(f"{left} bytes are left behind the last stream of a chunk: the file is damaged")
         self._data, self._offset = self._next(), 0
 
-    def _stream(self, symbols: Symbols | None, rows: Rows, table: MasterTable) -> Symbols:
+    def _stream(self, symbols: Symbols | None, source: TableRows) -> Symbols:
         if symbols is not None:
             raise SymbolError("a StreamReader was given symbols")
-        if not len(rows):
+        if not len(source):
             return np.empty(0, dtype=np.int16)
-        first, last = self._signed(), self._signed()
-        if not table.lo <= first <= last <= table.hi:
-            raise FormatError(f"a stream's range is [{first}, {last}], the table holds [{table.lo}, {table.hi}]")
+        first, last, self._offset = read_range(self._data, self._offset, source.lo, source.hi)
         if first == last:
-            return np.full(len(rows), first, dtype=np.int16)
-        cdf, rows = _restrict(table, rows, first, last)
+            return np.full(len(source), first, dtype=np.int16)
+        cdf, rows = source.cdf(first, last)
         out = np.empty(len(rows), dtype=np.int16)
-        for piece in _pieces(len(rows), cdf.shape[1]):
-            length, self._offset = unpack_varint(self._data, self._offset)
-            if length > len(self._data) - self._offset:
-                raise FormatError(f"a stream claims {length} bytes, {len(self._data) - self._offset} are left")
-            payload = bytes(self._data[self._offset : self._offset + length])
-            self._offset += length
+        for piece in pieces(len(rows), cdf.shape[1]):
+            payload, self._offset = read_payload(self._data, self._offset)
             out[piece] = self.engine.decode(cdf, rows[piece], payload) + first
         return out
 
-    def _signed(self) -> int:
-        value, self._offset = unpack_varint(self._data, self._offset)
-        return unzigzag(value)
+    def _open(self, bands: int) -> SegmentReader:
+        segment = SegmentReader(self.engine, self._data, self._offset, bands)
+        self._offset = segment.offset
+        return segment
+
+    def _close(self, segment: SegmentReader) -> None:
+        segment.end()

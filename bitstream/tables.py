@@ -11,6 +11,7 @@ import math
 import zlib
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -88,6 +89,13 @@ def pow2_fixed(log2: IntArray) -> IntArray:
     down = np.maximum(-octave, 0)
     half = np.where(down > 0, 1 << np.maximum(down - 1, 0), 0)
     return (value << np.maximum(octave, 0)) + half >> down
+
+
+def log2_fixed(value: NDArray[np.integer[Any]]) -> IntArray:
+    """Return the largest L with 2^(L/256) · 2^20 ≤ value · 2^20, in ±5120, for integers; what is below 1 gives −5120."""
+    table = pow2_fixed(np.arange(20 * LOG2_UNITS + 1))
+    found = np.searchsorted(table, value.astype(np.int64) << POW2_BITS, side="right") - 1
+    return np.where(value < 1, -20 * LOG2_UNITS, found)
 
 
 def scale_index(log2_scale: IntArray) -> NDArray[np.uint8]:

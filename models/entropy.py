@@ -1,12 +1,13 @@
-"""The entropy model of ``swift`` at coding time: integers from the z symbols to the choice of every CDF row.
+"""The entropy path at coding time: integers from the z symbols to the choice of every CDF row.
 
-``code_latents`` is the one walk for both directions (FORMAT.md sections 5 and 7). Given latents it encodes, given None it
-decodes; the result is the same y_hat, bit for bit, on every machine. This is also the one file where float becomes
-integer (``fix_latents``) and integer becomes float (``float_latents``).
+``code_latents`` is the one walk for both directions (FORMAT.md sections 5 and 7), for every model with a hyperprior; its
+structure is the model's ``EntropyLayout``. Given latents it encodes, given None it decodes; the result is the same y_hat, bit
+for bit, on every machine. ``models.latents`` is where float becomes integer and back.
 """
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,115 +15,86 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bitstream.coder import SymbolCoder
+from bitstream.coder import StepCoder, SymbolCoder
 from bitstream.errors import CheckpointError
-from bitstream.tables import LOG2_UNITS, POW2_BITS, MasterTable, gaussian_master, pow2_fixed, scale_index
-from models.integer import ACT_MAX, SIGNED_MAX, Arithmetic, IntegerLayer, apply_taps, exact_arithmetic, pixel_shuffle, rshift
+from bitstream.mixture import Mixtures
+from bitstream.segments import TableRows
+from bitstream.tables import LOG2_UNITS, POW2_BITS, SYMBOL_MAX, MasterTable, gaussian_master, log2_fixed, pow2_fixed, scale_index
+from models.integer import ACT_MAX, SIGNED_MAX, Arithmetic, IntegerLayer, Plane, exact_arithmetic, pixel_shuffle, rshift
+from models.latents import Z_MAX, GainTable, Latents
+from models.layout import TAPS_3X3, EntropyLayout
 from models.rounding import FIXED_BITS, RDO_STRENGTH, choose_symbols
-from models.swift import anchor_mask
+from models.schedule import segments
 
 MEAN_BITS = 10  # the mean output of the parameter network is in 1/1024 of a standard deviation
 CONTEXT_BITS = 4  # the context sees y_hat in 1/16 of a standard deviation
 MEAN_LIMIT = 2**20
-Z_MAX = 127
-BAND_EDGES = (6, 16, 28, 40)
-LEVEL_UNITS = 256
-
-TAPS_3X3 = [(dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1)]
-TAPS_CONTEXT = [(dy, dx) for dy in range(-2, 3) for dx in range(-2, 3) if (dy + dx) % 2]  # the other colour
-
-
-@dataclass(frozen=True)
-class Latents:
-    """What the encoder's float networks give: y·gain in 1/256 (h·w, M) int64, z symbols (h/4·w/4, N) int64."""
-
-    y: Tensor
-    z: Tensor
+BAND_EDGES = (6, 16, 28, 40)  # of what is coded in one step
+WAVE_EDGES = (16, 40)  # of segments of wavefronts: fewer, since each costs bytes
 
 
 @dataclass
-class IntegerEntropy:
-    """Tables and integer layers of one checkpoint. Gains are log2 in 1/256 octave, one row for each level."""
+class IntegerEntropy(GainTable):
+    """Tables and integer layers of one checkpoint."""
 
-    log2_gain: Tensor  # (levels, M) int64
+    layout: EntropyLayout
     log2_gain_z: Tensor  # (levels, N) int64
-    log2_std: Tensor  # (M,) int64
     log2_act_z: int
+    z_offset: Tensor  # (N,) int64, in 1/256: what the symbol 0 of z stands for
     z_table: MasterTable
-    hyper_1: IntegerLayer
-    hyper_2: IntegerLayer
-    context: IntegerLayer
-    parameters_1: IntegerLayer
-    parameters_2: IntegerLayer
+    layers: dict[str, IntegerLayer]
     rdo_strength: float = RDO_STRENGTH  # of the encoder's dead zone; 0 is plain rounding
 
     def __post_init__(self) -> None:
-        if self.log2_gain.dim() != 2 or self.log2_gain_z.dim() != 2 or not len(self.log2_gain):
-            raise CheckpointError("checkpoint: gains are not one row for each of one or more levels: export it again")
+        super().__post_init__()
+        if self.log2_gain_z.dim() != 2 or len(self.log2_gain_z) != len(self.log2_gain):
+            raise CheckpointError("checkpoint: gains of z are not one row for each level: export it again")
         if not (np.diff(self.z_table.cumulative, axis=1) > 0).all():
             raise CheckpointError("checkpoint: a CDF row of z does not rise: damaged, export it again")
-        m, n, features = self.log2_gain.shape[1], self.log2_gain_z.shape[1], self.context.weight.shape[1]
-        hidden = self.parameters_1.weight.shape[1]
-        expected = {
-            "log2_gain_z": (self.log2_gain_z.shape, (len(self.log2_gain), n)),
-            "log2_std": (self.log2_std.shape, (m,)),
-            "z_cumulative": (self.z_table.cumulative.shape, (n, 2 * Z_MAX + 2)),
-            "hyper_1": (self.hyper_1.weight.shape, (len(TAPS_3X3) * n, self.hyper_1.weight.shape[1])),
-            "hyper_2": (self.hyper_2.weight.shape, (len(TAPS_3X3) * self.hyper_1.weight.shape[1] // 4, 4 * features)),
-            "context": (self.context.weight.shape, (len(TAPS_CONTEXT) * m, features)),
-            "parameters_1": (self.parameters_1.weight.shape, (2 * features, hidden)),
-            "parameters_2": (self.parameters_2.weight.shape, (hidden, 2 * m)),
-        }
-        for name, (found, wanted) in expected.items():
+        n = self.log2_gain_z.shape[1]
+        shapes = {"z_cumulative": (self.z_table.cumulative.shape, (n, 2 * Z_MAX + 2)), "z_offset": (self.z_offset.shape, (n,))}
+        for name, (found, wanted) in shapes.items():
             if tuple(found) != wanted:
                 raise CheckpointError(f"checkpoint: {name} is {tuple(found)}, expected {wanted}: damaged, export it again")
+        self._check_layers(self.log2_gain.shape[1], n)
 
-        for name in ("hyper_1", "hyper_2", "context", "parameters_1"):  # their outputs are the next layer's 8-bit inputs
-            layer = getattr(self, name)
-            if int(layer.lo.min()) < 0 or int(layer.hi.max()) > ACT_MAX:
-                raise CheckpointError(f"checkpoint: outputs of {name} leave 0 … {ACT_MAX}: damaged, export it again")
-        kinds = {
-            "hyper_1": SIGNED_MAX,
-            "hyper_2": ACT_MAX,
-            "context": SIGNED_MAX,
-            "parameters_1": ACT_MAX,
-            "parameters_2": ACT_MAX,
-        }
-        for name, act_max in kinds.items():
-            if getattr(self, name).act_max != act_max:
-                raise CheckpointError(f"checkpoint: inputs of {name} are not those of ±{act_max}: damaged, export it again")
+    def _check_layers(self, m: int, n: int) -> None:
+        """Raise CheckpointError unless each layer takes what the one before it gives, in number and in range."""
+        layout, width, reach = self.layout, n, SIGNED_MAX
+        expected: list[tuple[str, int, int]] = []  # name, inputs, magnitude of the inputs
+        for i, factor in enumerate(layout.hyper, 1):
+            expected.append((f"hyper_{i}", len(TAPS_3X3) * width, reach))
+            width, reach = self.layers[f"hyper_{i}"].weight.shape[1] // factor**2, layout.act_max
+        if layout.context:
+            expected.append(("context", len(layout.taps) * m, SIGNED_MAX))
+            width += self.layers["context"].weight.shape[1]
+        for i in range(1, layout.parameters + 1):
+            expected.append((f"parameters_{i}", width, reach))
+            width = self.layers[f"parameters_{i}"].weight.shape[1]
+        for name, inputs, magnitude in expected:
+            layer, last = self.layers[name], name == expected[-1][0]
+            if len(layer.weight) != inputs or layer.act_max != magnitude:
+                raise CheckpointError(
+                    f"checkpoint: {name} takes {len(layer.weight)} inputs within ±{layer.act_max}, expected {inputs} "
+                    f"within ±{magnitude}: damaged, export it again"
+                )
+            low = -SIGNED_MAX if layout.act_max == SIGNED_MAX else 0
+            if not last and (int(layer.lo.min()) < low or int(layer.hi.max()) > layout.act_max):
+                raise CheckpointError(
+                    f"checkpoint: outputs of {name} leave {low} … {layout.act_max}: damaged, export it again"
+                )
+        if width != m * layout.outputs:
+            raise CheckpointError(f"checkpoint: {width} predictions, expected {m * layout.outputs}: damaged, export it again")
 
-    @property
-    def max_level(self) -> int:
-        """Return the highest level, in 1/256."""
-        return (len(self.log2_gain) - 1) * LEVEL_UNITS
-
-    def gains(self, level: int) -> tuple[Tensor, Tensor]:
-        """Return log2 of the gains of y (M,) and z (N,) at a level in 1/256, interpolated in integers."""
-        low = min(level // LEVEL_UNITS, max(len(self.log2_gain) - 2, 0))
-        high = min(low + 1, len(self.log2_gain) - 1)
-        fraction = level - low * LEVEL_UNITS
-        gain, gain_z = (g[low] + rshift((g[high] - g[low]) * fraction, 8) for g in (self.log2_gain, self.log2_gain_z))
-        return gain, gain_z
+    def gains_z(self, level: int) -> Tensor:
+        """Return log2 of the gains of z (N,) at a level in 1/256, interpolated in integers."""
+        return self.interpolate(self.log2_gain_z, level)
 
     def fix_latents(self, y: Tensor, z: Tensor, level: int) -> Latents:
         """Round float y (1, M, h, w) and z (1, N, h/4, w/4) to what the coder takes."""
-        gain, gain_z = self.gains(level)
-        fixed, symbols = (
-            (x[0].cpu().float().permute(1, 2, 0).reshape(-1, x.shape[1]) * (log2.double() / LOG2_UNITS).exp2().float())
-            for x, log2 in ((y, gain + FIXED_BITS * LOG2_UNITS), (z, gain_z))
-        )
-        limit = float(2**30)
-        return Latents(
-            fixed.nan_to_num_(0.0).clamp_(-limit, limit).round_().long(),
-            symbols.nan_to_num_(0.0).clamp_(-Z_MAX, Z_MAX).round_().long(),
-        )
-
-    def float_latents(self, y_hat: Tensor, level: int) -> Tensor:
-        """Return y_hat / gain as float32 (1, M, h, w) for g_s from integer (h, w, M)."""
-        gain, _ = self.gains(level)
-        inverse = (-(gain.double() / LOG2_UNITS) - FIXED_BITS).exp2().float()
-        return (y_hat.float() * inverse).permute(2, 0, 1)[None]
+        log2 = (self.gains_z(level).double() / LOG2_UNITS).exp2().float()
+        symbols = z[0].cpu().float().permute(1, 2, 0).reshape(-1, z.shape[1]) * log2 - self.z_offset / 256
+        return Latents(self.fix_y(y, level), symbols.nan_to_num_(0.0).clamp_(-Z_MAX, Z_MAX).round_().long())
 
     @torch.inference_mode()
     def code_latents(self, coder: SymbolCoder, level: int, h: int, w: int, latents: Latents | None) -> Tensor:
@@ -132,65 +104,128 @@ class IntegerEntropy:
         """
         with torch.autocast("cpu", enabled=False), torch.device("cpu"):
             arithmetic = exact_arithmetic()
-            log2_gain, log2_gain_z = self.gains(level)
-            z = self._code_z(coder, h // 4, w // 4, latents)
-            features = self._features(z, log2_gain_z, h, w, arithmetic)
+            z = self._code_z(coder, h // 4, w // 4, None if latents is None else latents.z)
+            features = self._features(z, self.gains_z(level), arithmetic)
             coder.end_chunk()
-            y_hat = self._code_y(coder, log2_gain + self.log2_std, features, latents, arithmetic)
+            y = None if latents is None else latents.y
+            y_hat = self._code_y(coder, self.gains(level) + self.log2_std, features, y, arithmetic)
             coder.end_chunk()
         return y_hat
 
-    def _code_z(self, coder: SymbolCoder, h: int, w: int, latents: Latents | None) -> Tensor:
+    def _code_z(self, coder: SymbolCoder, h: int, w: int, z: Tensor | None) -> Tensor:
         channels = self.log2_gain_z.shape[1]
         rows = np.tile(np.arange(channels, dtype=np.uint16), h * w)
-        symbols = None if latents is None else latents.z.reshape(-1).numpy().astype(np.int16)
+        symbols = None if z is None else z.reshape(-1).numpy().astype(np.int16)
         return torch.from_numpy(coder.code(symbols, rows, self.z_table).astype(np.int64)).reshape(h, w, channels)
 
-    def _features(self, z: Tensor, log2_gain_z: Tensor, h: int, w: int, arithmetic: Arithmetic) -> Tensor:
-        """Return h_s of the z symbols (h/4, w/4, N): (h, w, F) int16, 0 … 255."""
+    def _features(self, z: Tensor, log2_gain_z: Tensor, arithmetic: Arithmetic) -> Tensor:
+        """Return h_s of the z symbols (h/4, w/4, N): (h, w, F), activations or, without parameter layers, predictions."""
         multiplier = torch.from_numpy(pow2_fixed((self.log2_act_z - log2_gain_z).numpy()))
-        act = rshift(z * multiplier, POW2_BITS).clamp(-SIGNED_MAX, SIGNED_MAX).to(torch.int16)
-        for scale, layer in ((4, self.hyper_1), (2, self.hyper_2)):
-            rows = apply_taps(layer, act, TAPS_3X3, torch.arange(h // scale * (w // scale)), arithmetic)
-            act = pixel_shuffle(rows, h // scale, w // scale, 2)
+        act = rshift(((z << 8) + self.z_offset) * multiplier, POW2_BITS + 8).clamp(-SIGNED_MAX, SIGNED_MAX).to(torch.int16)
+        for i, factor in enumerate(self.layout.hyper, 1):
+            h, w, _ = act.shape
+            dtype = torch.int32 if i == len(self.layout.hyper) and not self.layout.parameters else torch.int16
+            rows = Plane.of(act, 1).apply(self.layers[f"hyper_{i}"], TAPS_3X3, torch.arange(h * w), arithmetic, dtype)
+            act = pixel_shuffle(rows, h, w, factor)
         return act
 
     def _code_y(
-        self, coder: SymbolCoder, log2_scale: Tensor, features: Tensor, latents: Latents | None, arithmetic: Arithmetic
+        self, coder: SymbolCoder, log2_scale: Tensor, features: Tensor, y: Tensor | None, arithmetic: Arithmetic
     ) -> Tensor:
-        """Code the anchors, then the rest with the anchors as context; return y_hat (h, w, M)."""
+        """Code all positions in the order of the layout; return y_hat (h, w, M)."""
         h, w, _ = features.shape
         channels = len(log2_scale)
         features = features.reshape(h * w, -1)
         y_hat = torch.zeros(h * w, channels, dtype=torch.long)
-        anchors = anchor_mask(h, w).reshape(-1)
-        first, second = torch.nonzero(anchors)[:, 0], torch.nonzero(~anchors)[:, 0]
-        for where in (first, second):
-            if where is first:
-                context = features.new_zeros(len(where), features.shape[1])
-            else:
-                act = self._context_activations(y_hat, first, log2_scale).reshape(h, w, channels)
-                context = apply_taps(self.context, act, TAPS_CONTEXT, where, arithmetic)
-            means, rows = self._means_rows(torch.cat([features[where], context], dim=1), log2_scale, arithmetic)
-            symbols = None
-            if latents is not None:
-                symbols = choose_symbols((latents.y[where] - means).reshape(-1).numpy(), rows, self.rdo_strength)
-            coded = coder.code(symbols, rows, gaussian_master(), BAND_EDGES)
-            y_hat[where] = (torch.from_numpy(coded.astype(np.int64)).reshape(-1, channels) << FIXED_BITS) + means
+        seen = Plane(h, w, channels, 2)
+        parts = segments(self.layout.order, h, w)
+        for number, steps in enumerate(parts):
+            with self._steps(coder) as code:
+                for where in steps:
+                    blind = self.layout.order == "checkerboard" and number == 0  # anchors have no context
+                    inputs = self._inputs(features[where], None if blind else seen, where, arithmetic)
+                    y_hat[where] = self._code_step(code, inputs, log2_scale, None if y is None else y[where])
+                    if self.layout.context and not (self.layout.order == "checkerboard" and number == len(parts) - 1):
+                        seen.set(where, self._context_activations(y_hat[where], log2_scale))
         return y_hat.reshape(h, w, channels)
 
-    def _context_activations(self, y_hat: Tensor, anchors: Tensor, log2_scale: Tensor) -> Tensor:
-        """Return what the context layer sees of y_hat (h·w, M): int16, ±127, zero but at the anchors (P,)."""
-        multiplier = torch.from_numpy(pow2_fixed(-log2_scale.numpy()))
-        act = torch.zeros(y_hat.shape, dtype=torch.int16)
-        seen = rshift(y_hat[anchors] * multiplier, POW2_BITS + FIXED_BITS - CONTEXT_BITS)
-        act[anchors] = seen.clamp(-SIGNED_MAX, SIGNED_MAX).to(torch.int16)
-        return act
+    def _steps(self, coder: SymbolCoder) -> contextlib.AbstractContextManager[StepCoder]:
+        """Return what codes the steps of one segment: streams of their own if it is a single one by construction."""
+        if self.layout.order == "wavefronts":
+            return coder.segment(len(WAVE_EDGES) + 1)
+        return contextlib.nullcontext(coder.code_source)
 
-    def _means_rows(self, inputs: Tensor, log2_scale: Tensor, arithmetic: Arithmetic) -> tuple[Tensor, NDArray[np.uint8]]:
-        """Return the means (P, M) in 1/256 and the table rows (P·M,) of one pass."""
-        hidden = self.parameters_1(inputs, arithmetic).to(torch.int16)
-        mean, log2_sigma = self.parameters_2(hidden, arithmetic).chunk(2, dim=1)
+    def _inputs(self, features: Tensor, seen: Plane | None, where: Tensor, arithmetic: Arithmetic) -> Tensor:
+        """Return the predictions (P, outputs·M) for positions (P,) with features (P, F)."""
+        out = features
+        if self.layout.context:
+            layer = self.layers["context"]
+            if seen is None:
+                context = out.new_zeros(len(where), layer.weight.shape[1])
+            else:
+                context = seen.apply(layer, self.layout.taps, where, arithmetic)
+            out = torch.cat([out, context], dim=1)
+        for i in range(1, self.layout.parameters + 1):
+            out = self.layers[f"parameters_{i}"](out.to(torch.int16), arithmetic)
+        return out
+
+    def _context_activations(self, y_hat: Tensor, log2_scale: Tensor) -> Tensor:
+        """Return what the context layer sees of y_hat (P, M): int16, ±127."""
+        multiplier = torch.from_numpy(pow2_fixed(-log2_scale.numpy()))
+        seen = rshift(y_hat * multiplier, POW2_BITS + FIXED_BITS - CONTEXT_BITS)
+        return seen.clamp(-SIGNED_MAX, SIGNED_MAX).to(torch.int16)
+
+    def _code_step(self, code: StepCoder, predictions: Tensor, log2_scale: Tensor, y: Tensor | None) -> Tensor:
+        """Code the symbols of positions (P, M) from their predictions; return y_hat (P, M)."""
+        channels = len(log2_scale)
+        if self.layout.mixtures:
+            source, centre = self._mixtures(predictions, log2_scale)
+            symbols = None
+            if y is not None:
+                symbols = (rshift(y, FIXED_BITS) - centre).clamp(-SYMBOL_MAX, SYMBOL_MAX).reshape(-1).numpy().astype(np.int16)
+            coded = torch.from_numpy(code(symbols, source).astype(np.int64)).reshape(-1, channels)
+            return (coded + centre) << FIXED_BITS
+        means, rows = self._means_rows(predictions, log2_scale)
+        symbols = None
+        if y is not None:
+            symbols = choose_symbols((y - means).reshape(-1).numpy(), rows, self.rdo_strength)
+        edges = WAVE_EDGES if self.layout.order == "wavefronts" else BAND_EDGES
+        coded = torch.from_numpy(code(symbols, TableRows(gaussian_master(), rows, edges)).astype(np.int64))
+        return (coded.reshape(-1, channels) << FIXED_BITS) + means
+
+    def _means_rows(self, predictions: Tensor, log2_scale: Tensor) -> tuple[Tensor, NDArray[np.uint8]]:
+        """Return the means (P, M) in 1/256 and the table rows (P·M,) of predictions (P, M or 2·M)."""
+        if self.layout.means:
+            mean, scale = predictions.chunk(2, dim=1)
+            means = self._scaled_means(mean, log2_scale)
+        else:
+            scale, means = predictions, torch.zeros(1, 1, dtype=torch.long).expand(predictions.shape)
+        return means, self._scale_rows(scale, log2_scale).reshape(-1)
+
+    def _scaled_means(self, mean: Tensor, log2_scale: Tensor) -> Tensor:
         multiplier = torch.from_numpy(pow2_fixed(log2_scale.numpy()))
-        means = rshift(mean * multiplier, POW2_BITS + MEAN_BITS - FIXED_BITS).clamp(-MEAN_LIMIT, MEAN_LIMIT)
-        return means, scale_index((log2_sigma + log2_scale).numpy()).reshape(-1)
+        return rshift(mean * multiplier, POW2_BITS + MEAN_BITS - FIXED_BITS).clamp(-MEAN_LIMIT, MEAN_LIMIT)
+
+    def _scale_rows(self, scale: Tensor, log2_scale: Tensor) -> NDArray[np.uint8]:
+        if self.layout.linear:
+            return scale_index(log2_fixed(scale.numpy()) - MEAN_BITS * LOG2_UNITS + log2_scale.numpy())
+        return scale_index((scale + log2_scale).numpy())
+
+    def _mixtures(self, predictions: Tensor, log2_scale: Tensor) -> tuple[Mixtures, Tensor]:
+        """Return the mixtures of (P, outputs·M) predictions around a whole number (P, M), and that number."""
+        k, p, m = self.layout.mixtures, len(predictions), len(log2_scale)
+        parts = predictions.reshape(p, self.layout.outputs, m)
+        means = self._scaled_means(parts[:, -2 * k : -k], log2_scale)  # (P, K, M)
+        scales = self._scale_rows(parts[:, -k:], log2_scale)
+        weights = torch.full((p, k, m), 1 << POW2_BITS)
+        if k > 1:
+            logits = parts[:, :k]
+            weights = torch.from_numpy(pow2_fixed((logits - logits.amax(1, keepdim=True)).numpy()))
+        centre = ((means * weights).sum(1) + 128 * weights.sum(1)) // (256 * weights.sum(1))  # the mean, rounded half up
+        means = means - (centre[:, None] << FIXED_BITS)
+
+        def flat(x: Tensor) -> NDArray[np.int64]:
+            return x.transpose(1, 2).reshape(-1, k).numpy()
+
+        source = Mixtures(flat(weights), flat(means), flat(torch.from_numpy(scales)), WAVE_EDGES)
+        return source, centre

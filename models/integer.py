@@ -27,6 +27,7 @@ EXACT = 2**24  # float32 holds all integers up to here
 REQUANT_BITS = 32
 ACT_MAX = 255  # activations after ReLU
 SIGNED_MAX = 127  # activations with a sign
+SLOPE_ONE = 2**16
 BLOCK_ROWS = 4096  # rows of one product: bounds the memory of gathered taps
 
 Arithmetic = Literal["int8", "float32", "float64"]
@@ -78,7 +79,7 @@ def exact_parts(weight: Tensor, act_max: int) -> list[slice]:
 class IntegerLayer:
     """out = clamp(rshift((a @ weight + bias) · multiplier, 32), lo, hi) on rows of integer activations.
 
-    Activations are 0 … 255 if ``act_max`` is 255, else ±127.
+    Below zero the multiplier is rshift(multiplier · slope, 16). Activations are 0 … 255 if ``act_max`` is 255, else ±127.
     """
 
     weight: Tensor  # (K, O) int8
@@ -87,6 +88,7 @@ class IntegerLayer:
     lo: Tensor  # (O,) int64
     hi: Tensor  # (O,) int64
     act_max: int
+    slope: int = SLOPE_ONE  # of the outputs below zero, in 1/65536: less than one is a leaky ReLU
     parts: list[slice] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -103,6 +105,7 @@ class IntegerLayer:
         if reach * int(self.multiplier.abs().max()) >= 2**62:
             raise CheckpointError("integer layer: products exceed 64 bits: the checkpoint is damaged, export it again")
         self.parts = exact_parts(self.weight, self.act_max)
+        self._negative = rshift(self.multiplier * self.slope, 16)
         self._shift = 128 if self.act_max == ACT_MAX else 0  # brings 0 … 255 into int8
         self._bias_int8 = self.bias + self._shift * self.weight.long().sum(0)
         self._floats: dict[torch.dtype, list[Tensor]] = {}
@@ -110,7 +113,7 @@ class IntegerLayer:
     def __call__(self, a: Tensor, arithmetic: Arithmetic) -> Tensor:
         """Map activations (P, K) int16 to outputs (P, O) int64."""
         out = self._product(a, arithmetic)
-        out *= self.multiplier
+        out *= self.multiplier if self.slope == SLOPE_ONE else torch.where(out < 0, self._negative, self.multiplier)
         out += 1 << (REQUANT_BITS - 1)
         out >>= REQUANT_BITS
         return torch.minimum(torch.maximum(out, self.lo, out=out), self.hi, out=out)
@@ -129,26 +132,44 @@ class IntegerLayer:
         return out
 
 
-def gather_taps(x: Tensor, offsets: list[tuple[int, int]], rows: Tensor) -> Tensor:
-    """Return the neighbours of positions as (P, len(offsets)·C) from x (h, w, C), zero outside.
+class Plane:
+    """Activations of (h, w) positions with a border of zeros: what convolutions gather their taps from."""
 
-    ``rows`` (P,) are flat positions, ``offsets`` (dy, dx) pairs; tap-major, channels innermost.
-    """
-    h, w, c = x.shape
-    reach = max(max(abs(dy), abs(dx)) for dy, dx in offsets)
-    padded = torch.zeros(h + 2 * reach, w + 2 * reach, c, dtype=x.dtype)
-    padded[reach : reach + h, reach : reach + w] = x
-    flat = padded.reshape(-1, c)
-    wide = w + 2 * reach
-    base = (rows // w + reach) * wide + rows % w + reach
-    taps = torch.tensor([dy * wide + dx for dy, dx in offsets])
-    return flat.index_select(0, (base[:, None] + taps).reshape(-1)).reshape(len(rows), -1)
+    def __init__(self, h: int, w: int, channels: int, reach: int) -> None:
+        self.h, self.w, self.reach = h, w, reach
+        self._wide = w + 2 * reach
+        self._flat = torch.zeros((h + 2 * reach) * self._wide, channels, dtype=torch.int16)
 
+    @classmethod
+    def of(cls, x: Tensor, reach: int) -> Plane:
+        """Return the plane of x (h, w, C)."""
+        plane = cls(x.shape[0], x.shape[1], x.shape[2], reach)
+        padded = plane._flat.reshape(x.shape[0] + 2 * reach, plane._wide, x.shape[2])
+        padded[reach : reach + x.shape[0], reach : reach + x.shape[1]] = x
+        return plane
 
-def apply_taps(layer: IntegerLayer, x: Tensor, offsets: list[tuple[int, int]], rows: Tensor, arithmetic: Arithmetic) -> Tensor:
-    """Run a layer over gathered taps of x (h, w, C) int16 at flat positions (P,), in blocks; return int16 (P, O)."""
-    blocks = [layer(gather_taps(x, offsets, block), arithmetic).to(torch.int16) for block in rows.split(BLOCK_ROWS)]
-    return torch.cat(blocks)
+    def _places(self, rows: Tensor) -> Tensor:
+        return (rows // self.w + self.reach) * self._wide + rows % self.w + self.reach
+
+    def set(self, rows: Tensor, values: Tensor) -> None:
+        """Set the activations (P, C) at flat positions (P,)."""
+        self._flat[self._places(rows)] = values
+
+    def gather(self, offsets: list[tuple[int, int]], rows: Tensor) -> Tensor:
+        """Return the neighbours of flat positions (P,) as (P, len(offsets)·C): tap-major, channels innermost.
+
+        ``offsets`` are (dy, dx) pairs within the border.
+        """
+        taps = torch.tensor([dy * self._wide + dx for dy, dx in offsets])
+        return self._flat.index_select(0, (self._places(rows)[:, None] + taps).reshape(-1)).reshape(len(rows), -1)
+
+    def apply(
+        self, layer: IntegerLayer, offsets: list[tuple[int, int]], rows: Tensor, arithmetic: Arithmetic,
+        dtype: torch.dtype = torch.int16,
+    ) -> Tensor:  # fmt: skip
+        """Run a layer over the gathered taps at flat positions (P,), in blocks; return (P, O)."""
+        blocks = [layer(self.gather(offsets, block), arithmetic).to(dtype) for block in rows.split(BLOCK_ROWS)]
+        return torch.cat(blocks)
 
 
 def pixel_shuffle(x: Tensor, h: int, w: int, factor: int) -> Tensor:

@@ -106,6 +106,6 @@ def weight_and_bias(layer: nn.Module) -> tuple[Tensor, Tensor]:
         layer = layer.module
     if isinstance(layer, nn.Sequential):
         layer = layer[0]
-    assert isinstance(layer, nn.Conv2d)
+    assert isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d))
     assert layer.bias is not None
     return layer.weight, layer.bias

@@ -1,8 +1,8 @@
-"""Turn trained float entropy networks into the integer layers of ``models.entropy``.
+"""Turn trained float entropy networks into the integer tensors of a checkpoint, and those into an entropy model.
 
-Activations get 8 bits with a scale per channel, calibrated on training pictures and folded into the weights of the next
-layer; weights get ``WEIGHT_BITS`` bits with a scale per output channel. All of it is data in the checkpoint: coding does
-not depend on how it was chosen.
+Activations get 8 bits (7 and a sign behind a leaky ReLU) with a scale per channel, calibrated on training pictures and folded into
+the weights of the next layer; weights get ``WEIGHT_BITS`` bits with a scale per output channel. All of it is data in the
+checkpoint: coding does not depend on how it was chosen.
 """
 
 from __future__ import annotations
@@ -11,62 +11,99 @@ from collections.abc import Iterable
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bitstream.errors import CheckpointError
-from bitstream.tables import LOG2_UNITS, MasterTable, master_from_pmf
-from models.entropy import CONTEXT_BITS, MEAN_BITS, MEAN_LIMIT, TAPS_3X3, TAPS_CONTEXT, Z_MAX, IntegerEntropy
-from models.integer import ACT_MAX, REQUANT_BITS, SIGNED_MAX, IntegerLayer
-from models.layers import weight_and_bias
-from models.swift import Swift, anchor_mask
+from bitstream.tables import LOG2_UNITS, MASTER_BITS, MasterTable, master_from_pmf
+from models.entropy import CONTEXT_BITS, MEAN_BITS, MEAN_LIMIT, IntegerEntropy
+from models.factorized import Factorized
+from models.factorized_entropy import GRID_REACH, FactorizedEntropy
+from models.integer import ACT_MAX, REQUANT_BITS, SIGNED_MAX, SLOPE_ONE, IntegerLayer
+from models.latents import Z_MAX
+from models.layers import Float32, weight_and_bias
+from models.layout import POINT, TAPS_3X3, EntropyLayout, Taps
+from models.network import Network
+from models.rounding import RDO_STRENGTH
 
 WEIGHT_BITS = 8
 LOG2_SCALE_LIMIT = 4096
-LAYERS = ("hyper_1", "hyper_2", "context", "parameters_1", "parameters_2")
+LINEAR_SCALE_LIMIT = 2**22
+LEAKY_SLOPE = 655  # 0.01 in 1/65536, nn.LeakyReLU's default
 PREFIX = "entropy."
+EntropyModel = IntegerEntropy | FactorizedEntropy
+
+
+def layer_names(layout: EntropyLayout) -> list[str]:
+    """Return the names of a model's integer layers in the order they run."""
+    hyper = [f"hyper_{i}" for i in range(1, len(layout.hyper) + 1)]
+    return hyper + ["context"] * layout.context + [f"parameters_{i}" for i in range(1, layout.parameters + 1)]
+
+
+def _activation(layout: EntropyLayout, name: str) -> str:
+    """Return what follows a layer: "relu", "leaky" or "none"."""
+    if not layout.leaky:
+        return "relu"
+    return "none" if name in (f"hyper_{len(layout.hyper)}", "context", layer_names(layout)[-1]) else "leaky"
 
 
 @torch.inference_mode()
-def calibrate(model: Swift, batches: Iterable[Tensor]) -> dict[str, Tensor]:
-    """Return the largest activation per channel of each integer layer over (B, 3, H, W) crops at all levels."""
-    peaks: dict[str, Tensor] = {}
+def calibrate(model: Network, batches: Iterable[Tensor]) -> dict[str, Tensor]:
+    """Return the largest activation per channel behind each entropy layer over (B, 3, H, W) crops at all levels, and of z_hat."""
+    layout, peaks = model.layout(), dict[str, Tensor]()
 
     def note(name: str, x: Tensor) -> None:
-        peak = x.abs().transpose(0, 1).flatten(1).quantile(0.9999, dim=1)
+        shape = {"relu": torch.relu, "leaky": F.leaky_relu, "none": lambda t: t}[_activation(layout, name)]
+        peak = shape(x).abs().transpose(0, 1).flatten(1).quantile(0.9999, dim=1)
         peaks[name] = torch.maximum(peaks[name], peak) if name in peaks else peak
 
-    for i, x in enumerate(batches):
-        level = torch.full((len(x),), float(i % model.cfg.levels))
-        gain, gain_z = model.gains(level)
-        std = model.log2_std.exp2()[:, None, None]
-        y = model.g_a(x)
-        z = (model.h_a(y / std) * gain_z).round() / gain_z
-        hidden = torch.relu(model.h_s.up_1(z))
-        features = model.h_s(z)
-        zero = torch.zeros_like(features)
-        anchors = anchor_mask(y.shape[-2], y.shape[-1])
-        means, _ = model.means_scales(features, zero, gain * std)
-        y_hat = (y * gain - means).round() + means
-        context = torch.relu(model.context(y_hat * anchors / (gain * std))) * ~anchors
-        note("z", z)
-        note("hyper_1", hidden)
-        note("hyper_2", features)
-        note("context", context)
-        for c in (zero, context):
-            note("parameters_1", torch.relu(model.parameters_net.hidden(torch.cat([features, c], 1))))
+    hooks = [
+        layer.register_forward_hook(lambda _, __, out, name=name: note(name, out))  # type: ignore[misc]
+        for name, layer in model.entropy_layers().items()
+    ]
+    if layout.hyper:
+        hooks.append(model.h_s.register_forward_pre_hook(lambda _, inputs: note("z", inputs[0].abs())))
+    try:
+        for i, x in enumerate(batches):
+            model(x, torch.full((len(x),), float(i % model.cfg.levels)))
+    finally:
+        for hook in hooks:
+            hook.remove()
     return peaks
 
 
-def _layer(
-    layer: nn.Module, taps: list[tuple[int, int]], in_step: Tensor, out_step: Tensor, lo: Tensor, hi: Tensor, act_max: int
-) -> IntegerLayer:
-    """Quantise a float convolution to a matrix over its taps, tap-major.
+def _matrix(layer: nn.Module, taps: Taps) -> tuple[Tensor, Tensor]:
+    """Return a convolution as a matrix over its taps (len(taps)·C, O), tap-major, and its bias (O,).
 
-    ``in_step`` (C,) and ``out_step`` (O,) are the real values of one integer step of its inputs and outputs.
+    A transposed 5×5 convolution of stride 2 becomes a 3×3 one with four outputs for PixelShuffle per channel.
     """
-    weight, bias = weight_and_bias(layer)  # (O, C, k, k)
+    weight, bias = weight_and_bias(layer)
+    inner = layer.module if isinstance(layer, Float32) else layer
+    if isinstance(inner, nn.ConvTranspose2d):
+        c, o = weight.shape[:2]
+        cells = weight.new_zeros(len(taps), c, o, 2, 2)
+        for t, (dy, dx) in enumerate(taps):
+            for a in (0, 1):
+                for b in (0, 1):
+                    row, column = a + 2 - 2 * dy, b + 2 - 2 * dx
+                    if row < 5 and column < 5:
+                        cells[t, :, :, a, b] = weight[:, :, row, column]
+        return cells.reshape(len(taps) * c, 4 * o), bias.repeat_interleave(4)
     centre = weight.shape[-1] // 2
-    matrix = torch.cat([weight[:, :, dy + centre, dx + centre].T for dy, dx in taps])  # (len(taps)·C, O)
+    return torch.cat([weight[:, :, dy + centre, dx + centre].T for dy, dx in taps]), bias
+
+
+def _layer(
+    layer: nn.Module, taps: Taps, in_step: Tensor, out_step: Tensor, lo: Tensor, hi: Tensor, act_max: int,
+    slope: int = SLOPE_ONE, blocks: int = 1,
+) -> IntegerLayer:  # fmt: skip
+    """Quantise a float convolution.
+
+    ``in_step`` (C,) and ``out_step`` (O,) are the real values of one integer step of its inputs and outputs; ``blocks`` of its
+    outputs are put into reverse order.
+    """
+    matrix, bias = _matrix(layer, taps)
+    matrix, bias = (torch.cat(list(reversed(t.chunk(blocks, dim=-1))), dim=-1) for t in (matrix, bias))
     folded = matrix.double() * in_step.double().repeat(len(taps))[:, None]
     step = folded.abs().amax(0) / (2 ** (WEIGHT_BITS - 1) - 1)
     step = torch.maximum(step, bias.double().abs() / 2**24).clamp(min=1e-12)  # a channel without weights keeps its bias
@@ -78,79 +115,118 @@ def _layer(
         lo=lo.expand(count).clone(),
         hi=hi.expand(count).clone(),
         act_max=act_max,
+        slope=slope,
     )
 
 
-def z_master(model: Swift) -> MasterTable:
-    """Return the integer CDF rows of z from CompressAI's EntropyBottleneck at the integers −127 … 127."""
+def z_master(model: Network) -> MasterTable:
+    """Return the integer CDF rows of z from CompressAI's EntropyBottleneck at the integers −127 … 127 around its medians."""
     bottleneck = model.entropy_bottleneck
-    symbols = torch.arange(-Z_MAX, Z_MAX + 1).float().expand(model.cfg.N, 1, -1)
+    symbols = torch.arange(-Z_MAX, Z_MAX + 1).float() + bottleneck.quantiles[:, :, 1:2]
     pmf = bottleneck._likelihood(symbols)[0][:, 0].detach().double().numpy()
     return master_from_pmf(pmf / np.maximum(pmf.sum(1, keepdims=True), 1.0), -Z_MAX)
 
 
+def _predictions(layout: EntropyLayout, m: int) -> tuple[Tensor, Tensor]:
+    """Return the unit and the limit of each output of the last layer, in the order weights, means, scales."""
+    scale = (2.0**-MEAN_BITS, LINEAR_SCALE_LIMIT) if layout.linear else (1 / LOG2_UNITS, LOG2_SCALE_LIMIT)
+    k = max(layout.mixtures, 1)
+    kinds = [(1 / LOG2_UNITS, LOG2_SCALE_LIMIT)] * k * (k > 1) + [(2.0**-MEAN_BITS, MEAN_LIMIT)] * k * layout.means + [scale] * k
+    units, limits = zip(*kinds, strict=True)
+    return torch.tensor(units).repeat_interleave(m), torch.tensor(limits).repeat_interleave(m)
+
+
 @torch.inference_mode()
-def quantise(model: Swift, peaks: dict[str, Tensor]) -> dict[str, Tensor]:
+def quantise(model: Network, peaks: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return the integer tensors of a checkpoint, names beginning with ``entropy.``"""
-    act = {name: (peak / ACT_MAX).clamp(min=1e-6) for name, peak in peaks.items() if name != "z"}
-    log2_act_z = int(torch.floor(LOG2_UNITS * torch.log2(SIGNED_MAX / peaks["z"].max().clamp(min=1e-3))))
-    z_step = torch.full((model.cfg.N,), 2.0 ** (-log2_act_z / LOG2_UNITS))
-    act_1 = act["hyper_1"].repeat_interleave(4)  # PixelShuffle: four outputs make one channel
-    act_2 = act["hyper_2"].repeat_interleave(4)
-    inputs = torch.cat([act["hyper_2"], act["context"]])
-    m = model.cfg.M
-    context_step = torch.full((m,), 2.0**-CONTEXT_BITS)
-    out_unit = torch.cat([torch.full((m,), 2.0**-MEAN_BITS), torch.full((m,), 1 / LOG2_UNITS)])
-    out_hi = torch.cat([torch.full((m,), MEAN_LIMIT), torch.full((m,), LOG2_SCALE_LIMIT)])
-    zero, full = torch.zeros(1, dtype=torch.long), torch.full((1,), ACT_MAX)
-    h_s, parameters, point = model.h_s, model.parameters_net, [(0, 0)]
-    layers = {
-        "hyper_1": _layer(h_s.up_1, TAPS_3X3, z_step, act_1, zero, full, SIGNED_MAX),
-        "hyper_2": _layer(h_s.up_2, TAPS_3X3, act["hyper_1"], act_2, zero, full, ACT_MAX),
-        "context": _layer(model.context, TAPS_CONTEXT, context_step, act["context"], zero, full, SIGNED_MAX),
-        "parameters_1": _layer(parameters.hidden, point, inputs, act["parameters_1"], zero, full, ACT_MAX),
-        "parameters_2": _layer(parameters.out, point, act["parameters_1"], out_unit, -out_hi, out_hi, ACT_MAX),
-    }
     tensors = {
         "log2_gain": (model.log2_gain * LOG2_UNITS).round().int(),
-        "log2_gain_z": (model.log2_gain_z * LOG2_UNITS).round().int(),
         "log2_std": (model.log2_std * LOG2_UNITS).round().int(),
-        "log2_act_z": torch.tensor([log2_act_z], dtype=torch.int32),
-        "z_cumulative": torch.from_numpy(z_master(model).cumulative.astype(np.int32)),
     }
-    for name, layer in layers.items():
+    if isinstance(model, Factorized):
+        tensors |= _densities(model, tensors["log2_gain"][-1])
+    else:
+        log2_act_z = int(torch.floor(LOG2_UNITS * torch.log2(SIGNED_MAX / peaks["z"].max().clamp(min=1e-3))))
+        medians = model.entropy_bottleneck.quantiles[:, 0, 1]
         tensors |= {
-            f"{name}.weight": layer.weight,
-            f"{name}.bias": layer.bias,
-            f"{name}.multiplier": layer.multiplier,
-            f"{name}.lo": layer.lo,
-            f"{name}.hi": layer.hi,
-            f"{name}.act_max": torch.tensor([layer.act_max], dtype=torch.int32),
+            "log2_gain_z": (model.log2_gain_z * LOG2_UNITS).round().int(),
+            "log2_act_z": torch.tensor([log2_act_z], dtype=torch.int32),
+            "z_cumulative": torch.from_numpy(z_master(model).cumulative.astype(np.int32)),
         }
+        if medians.any():
+            tensors["z_offset"] = (medians * 256).round().int()
+        for name, layer in _layers(model, peaks, log2_act_z).items():
+            tensors |= {f"{name}.{key}": getattr(layer, key) for key in ("weight", "bias", "multiplier", "lo", "hi")}
+            tensors[f"{name}.act_max"] = torch.tensor([layer.act_max], dtype=torch.int32)
+            if layer.slope != SLOPE_ONE:
+                tensors[f"{name}.slope"] = torch.tensor([layer.slope], dtype=torch.int32)
     return {PREFIX + name: tensor for name, tensor in tensors.items()}
+
+
+def _densities(model: Factorized, log2_grid: Tensor) -> dict[str, Tensor]:
+    """Return each channel's cumulative density on half steps of the highest rate around its median."""
+    half = 0.5 * (-(log2_grid.double() / LOG2_UNITS)).exp2() / model.log2_std.double().exp2()  # in standard deviations
+    points = torch.arange(-GRID_REACH, GRID_REACH + 1).double() * half[:, None] + model.medians[:, :, 0].double()
+    cumulative = torch.sigmoid(model.cumulative(points[:, None].float()).double())[:, 0]
+    return {
+        "y_cumulative": (cumulative * 2.0**MASTER_BITS).round().int().cummax(dim=1).values,
+        "log2_grid": log2_grid.clone(),
+        "y_offset": (model.medians[:, 0, 0] * 2**MEAN_BITS).round().int(),
+    }
+
+
+def _layers(model: Network, peaks: dict[str, Tensor], log2_act_z: int) -> dict[str, IntegerLayer]:
+    layout, modules = model.layout(), model.entropy_layers()
+    names = layer_names(layout)
+    units, limits = _predictions(layout, model.cfg.M)
+    steps = {name: (peak / layout.act_max).clamp(min=1e-6) for name, peak in peaks.items() if name != "z"}
+    step = torch.full((model.cfg.N,), 2.0 ** (-log2_act_z / LOG2_UNITS))
+    act_max, layers = SIGNED_MAX, {}
+    for name in names:
+        last, taps, factor = name == names[-1], POINT, 1
+        if name.startswith("hyper"):
+            taps, factor = TAPS_3X3, layout.hyper[int(name[6:]) - 1]
+        in_step, in_max = step, act_max
+        if name == "context":
+            taps, in_step, in_max = layout.taps, torch.full((model.cfg.M,), 2.0**-CONTEXT_BITS), SIGNED_MAX
+        activation = _activation(layout, name)
+        low = torch.tensor([0 if activation == "relu" else -layout.act_max])
+        lo, hi = (-limits, limits) if last else (low, torch.tensor([layout.act_max]))
+        layers[name] = _layer(
+            modules[name], taps, in_step, units if last else steps[name].repeat_interleave(factor**2), lo, hi, in_max,
+            slope=LEAKY_SLOPE if activation == "leaky" else SLOPE_ONE,
+            blocks=len(units) // model.cfg.M // max(layout.mixtures, 1) if last and layout.scales_first else 1,
+        )  # fmt: skip
+        if not last:
+            step, act_max = (torch.cat([step, steps[name]]) if name == "context" else steps[name]), layout.act_max
+    return layers
 
 
 def _load_layer(part: dict[str, Tensor], name: str) -> IntegerLayer:
     bias, multiplier, lo, hi = (part[f"{name}.{key}"].long() for key in ("bias", "multiplier", "lo", "hi"))
-    return IntegerLayer(part[f"{name}.weight"], bias, multiplier, lo, hi, int(part[f"{name}.act_max"][0]))
+    slope = int(part[f"{name}.slope"][0]) if f"{name}.slope" in part else SLOPE_ONE
+    return IntegerLayer(part[f"{name}.weight"], bias, multiplier, lo, hi, int(part[f"{name}.act_max"][0]), slope)
 
 
-def load_entropy(tensors: dict[str, Tensor]) -> IntegerEntropy:
+def load_entropy(tensors: dict[str, Tensor], layout: EntropyLayout) -> EntropyModel:
     """Build the integer entropy model from the tensors of a checkpoint. Raises CheckpointError if one is missing."""
     try:
         part = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items() if name.startswith(PREFIX)}
-        layers = {name: _load_layer(part, name) for name in LAYERS}
+        gain, std = part["log2_gain"].long(), part["log2_std"].long()
+        if not layout.hyper:
+            grid, offset = part["y_cumulative"].long().numpy(), part["y_offset"].long()
+            return FactorizedEntropy(gain, std, layout, grid=grid, log2_grid=part["log2_grid"].long(), offset=offset)
+        gain_z = part["log2_gain_z"].long()
         return IntegerEntropy(
-            log2_gain=part["log2_gain"].long(),
-            log2_gain_z=part["log2_gain_z"].long(),
-            log2_std=part["log2_std"].long(),
+            gain,
+            std,
+            layout,
+            log2_gain_z=gain_z,
             log2_act_z=int(part["log2_act_z"][0]),
+            z_offset=part["z_offset"].long() if "z_offset" in part else torch.zeros(gain_z.shape[1:], dtype=torch.long),
             z_table=MasterTable(-Z_MAX, part["z_cumulative"].long().numpy()),
-            hyper_1=layers["hyper_1"],
-            hyper_2=layers["hyper_2"],
-            context=layers["context"],
-            parameters_1=layers["parameters_1"],
-            parameters_2=layers["parameters_2"],
+            layers={name: _load_layer(part, name) for name in layer_names(layout)},
+            rdo_strength=0.0 if layout.linear else RDO_STRENGTH,
         )
     except KeyError as error:
         raise CheckpointError(f"checkpoint: tensor {error} is missing: export it again") from error

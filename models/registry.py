@@ -6,12 +6,25 @@ import dataclasses
 from typing import Any
 
 from bitstream.errors import UsageError
+from models.attention import Attention, AttentionConfig
+from models.checkerboard import Checkerboard
+from models.factorized import Factorized, FactorizedConfig
+from models.hyperprior import Hyperprior, HyperpriorConfig
+from models.joint import ContextConfig, Joint
+from models.network import Network
 from models.swift import Swift, SwiftConfig
 
-MODELS = {"swift": (Swift, SwiftConfig)}
+MODELS: dict[str, tuple[type[Network], type[Any]]] = {
+    "swift": (Swift, SwiftConfig),
+    "factorized": (Factorized, FactorizedConfig),
+    "hyperprior": (Hyperprior, HyperpriorConfig),
+    "joint": (Joint, ContextConfig),
+    "checkerboard": (Checkerboard, ContextConfig),
+    "attention": (Attention, AttentionConfig),
+}
 
 
-def build(name: str, config: dict[str, Any] | None = None) -> Swift:
+def build(name: str, config: dict[str, Any] | None = None) -> Network:
     """Return a fresh network; ``config`` changes fields of its config class.
 
     Raises UsageError for an unknown model or config key.
@@ -23,7 +36,9 @@ def build(name: str, config: dict[str, Any] | None = None) -> Swift:
     for key, value in (config or {}).items():
         if key not in defaults:
             raise UsageError(f"model {name}: unknown config key {key!r}; known keys: {', '.join(sorted(defaults))}")
-        kinds = (int, float) if isinstance(defaults[key], float) else (int,)
+        kinds: tuple[type, ...] = (int, float) if isinstance(defaults[key], float) else (type(defaults[key]),)
+        if kinds == (bool,) and type(value) is bool:
+            continue
         if type(value) not in kinds or value < 0 or (value == 0 and not key.startswith("blocks")):
-            raise UsageError(f"model {name}: {key} is {value!r}, expected a positive number like {defaults[key]!r}")
+            raise UsageError(f"model {name}: {key} is {value!r}, expected a value like {defaults[key]!r}, above 0 if a number")
     return network(config_class(**(config or {})))

@@ -16,12 +16,14 @@ from torch import Tensor
 from bitstream.coder import StreamReader, StreamWriter
 from bitstream.engines import Engine
 from bitstream.errors import CheckpointError, DesyncError, UsageError
+from bitstream.mixture import mixture_crc
 from bitstream.tables import constants_crc
 from models.checkpoint import Checkpoint, load_checkpoint
 from models.layers import MixedPrecision
 from models.quantise import PREFIX, load_entropy
+from models.layout import EntropyLayout
+from models.network import Network
 from models.registry import build
-from models.swift import Swift
 
 FLOAT_PARTS = ("g_a.", "g_s.", "h_a.")  # what runs in floating point, and lies in a checkpoint as float16
 STRIDE_Y, STRIDE_Z = 16, 64  # pixels that one position of y and of z stands for
@@ -32,11 +34,15 @@ def fast_bf16() -> bool:
     return bool(getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)())
 
 
-def _load_network(checkpoint: Checkpoint) -> Swift:
+def tables_crc(layout: EntropyLayout) -> int:
+    """Return the CRC-32 of the constant tables that a model codes with."""
+    return mixture_crc() if layout.mixtures else constants_crc()
+
+
+def _load_network(checkpoint: Checkpoint) -> Network:
     """Return the float network with the checkpoint's transforms in float32. Raises CheckpointError if one is missing."""
     try:
-        with torch.device("meta"):
-            network = build(checkpoint.model, checkpoint.config)
+        network = build(checkpoint.model, checkpoint.config)
     except UsageError as error:
         raise CheckpointError(f"checkpoint {checkpoint.name}: {error}: export it again, or update") from error
     floats = {name: t.float() for name, t in checkpoint.tensors.items() if not name.startswith(PREFIX)}
@@ -44,8 +50,8 @@ def _load_network(checkpoint: Checkpoint) -> Swift:
         network.load_state_dict(floats, strict=False, assign=True)
     except RuntimeError as error:
         raise CheckpointError(f"checkpoint {checkpoint.name}: {error}: export it again") from error
-    for name, parameter in network.named_parameters():
-        if parameter.is_meta and name.startswith(FLOAT_PARTS):
+    for name in network.state_dict():
+        if name.startswith(FLOAT_PARTS) and name not in floats:
             raise CheckpointError(f"checkpoint {checkpoint.name}: tensor {name} is missing: export it again")
     return network
 
@@ -53,8 +59,8 @@ def _load_network(checkpoint: Checkpoint) -> Swift:
 class LoadedModel:
     """One checkpoint on one device. ``timings`` holds the seconds of each stage of the last call.
 
-    ``dtype`` is that of g_s. g_a and h_a run in bf16 on CPUs that are fast at it, as they did in training: the choice of
-    arithmetic at the encoder changes a file by a little, and nothing of what a file decodes to.
+    ``dtype`` is that of g_s. g_a and h_a run in bf16 on CPUs that are fast at it, as they did in training (imported float32
+    weights excepted): the choice of arithmetic at the encoder changes a file by a little, and nothing of what a file decodes to.
     """
 
     def __init__(
@@ -65,18 +71,21 @@ class LoadedModel:
         dtype: torch.dtype = torch.float32,
         encode_dtype: torch.dtype | None = None,
     ) -> None:
-        if checkpoint.constants_crc != constants_crc():
+        network = _load_network(checkpoint)
+        crc = tables_crc(network.layout())
+        if checkpoint.constants_crc != crc:
             raise CheckpointError(
-                f"constant tables have CRC {constants_crc():08x} on this machine, the checkpoint expects "
+                f"constant tables have CRC {crc:08x} on this machine, the checkpoint expects "
                 f"{checkpoint.constants_crc:08x}: this platform's math library rounds otherwise; report it"
             )
         self.checkpoint, self.device = checkpoint, device
-        self.entropy = load_entropy(checkpoint.tensors)
-        network = _load_network(checkpoint)
+        self.entropy = load_entropy(checkpoint.tensors, network.layout())
+        exact = next(t for name, t in checkpoint.tensors.items() if name.startswith("g_a.")).dtype == torch.float32
         if encode_dtype is None:
-            encode_dtype = torch.bfloat16 if device.type == "cpu" and fast_bf16() else dtype
+            encode_dtype = torch.bfloat16 if not exact and device.type == "cpu" and fast_bf16() else dtype
         self.g_a = MixedPrecision(network.g_a, device, encode_dtype)
-        self.h_a = MixedPrecision(network.h_a, device, encode_dtype)
+        self.h_a = MixedPrecision(network.h_a, device, encode_dtype) if network.layout().hyper else None
+        self._hyper_input = network.hyper_input
         self.g_s = MixedPrecision(network.g_s, device, dtype)
         self.log2_std = (self.entropy.log2_std.double() / 256).float().to(device)
         self.timings: dict[str, float] = {}
@@ -95,8 +104,10 @@ class LoadedModel:
         padded = F.pad(x.to(self.device), (0, -w % STRIDE_Z, 0, -h % STRIDE_Z), mode="replicate")
         y = self.g_a(padded)
         begin = self._time("g_a", begin)
-        z = self.h_a(y / self.log2_std.exp2()[:, None, None])
-        begin = self._time("h_a", begin)
+        z = None
+        if self.h_a is not None:
+            z = self.h_a(self._hyper_input(y / self.log2_std.exp2()[:, None, None]))
+            begin = self._time("h_a", begin)
         latents = self.entropy.fix_latents(y, z, level)
         writer = StreamWriter(engine)
         self.entropy.code_latents(writer, level, y.shape[-2], y.shape[-1], latents)

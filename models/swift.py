@@ -8,34 +8,31 @@ layers start as a lapped Karhunen–Loève transform (``models.klt``), so traini
                                                                    └ h_a ─ z ─ Q ─ h_s ┐ context (anchors → rest)
                                                                                   parameters ─ mean, scale
 
-The entropy networks see y divided by a constant per channel (its standard deviation), before the gain; mean and scale
-are multiplied by gain·std afterwards. So one small network serves every rate, and an untrained one already gives every
-symbol about the right scale.
+This file holds the float networks; gains and the training ``forward`` are in ``models.network``. Coding runs in integers:
+``models.entropy``.
 
-This file holds the float networks and the training ``forward``. Coding runs in integers: ``models.entropy``.
-
-Sources: Ballé 2018 (arXiv 1802.01436), Minnen 2018 (1809.02736), He 2021 (checkerboard, 2103.15306), Cui 2021 (gain
-units, 2003.02012), CompressAI's blocks.
+Sources: Ballé 2018 (arXiv 1802.01436), Minnen 2018 (1809.02736), He 2021 (checkerboard, 2103.15306), CompressAI's blocks.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
-from compressai.entropy_models import EntropyBottleneck, GaussianConditional
 from compressai.layers import CheckerboardMaskedConv2d, conv1x1, conv3x3, subpel_conv3x3
 from compressai.models.sensetime import ResidualBottleneckBlock
 from compressai.models.utils import conv
 from torch import Tensor, nn
 
 from models.layers import Float32, LappedFilter
-from models.rounding import ste_round, ste_symbols
+from models.layout import EntropyLayout
+from models.network import Network, RateConfig
+from models.rounding import ste_symbols
+from models.schedule import anchor_mask
 
 
 @dataclass(frozen=True)
-class SwiftConfig:
+class SwiftConfig(RateConfig):
     """Sizes of ``swift``. Channels are at 1/8 (C), 1/16 (D), of y (M), of z (N); ``lmbda_*`` span the rate levels."""
 
     C: int = 192
@@ -50,16 +47,6 @@ class SwiftConfig:
     levels: int = 8
     lmbda_min: float = 0.0008
     lmbda_max: float = 0.3
-
-    @property
-    def lmbda_mid(self) -> float:
-        """Return the geometric mean of the span of λ."""
-        return math.sqrt(self.lmbda_min * self.lmbda_max)
-
-    def lmbda(self, level: Tensor) -> Tensor:
-        """Return λ of (fractional) levels: log-spaced between lmbda_min at level 0 and lmbda_max at the last."""
-        span = math.log(self.lmbda_max / self.lmbda_min)
-        return self.lmbda_min * torch.exp(level * (span / max(self.levels - 1, 1)))
 
 
 def _blocks(channels: int, count: int) -> nn.Sequential:
@@ -151,65 +138,26 @@ class Parameters(nn.Sequential):
         self.out = Float32(out)
 
 
-def anchor_mask(h: int, w: int, device: torch.device | None = None) -> Tensor:
-    """Return the (h, w) bool mask of the positions that are coded first: (row + column) even."""
-    rows = torch.arange(h, device=device)[:, None]
-    return (rows + torch.arange(w, device=device)) % 2 == 0
-
-
-class Swift(nn.Module):
+class Swift(Network):
     """The training network. ``forward`` gives x_hat and likelihoods; real bits come from ``models.entropy``."""
 
     cfg: SwiftConfig
-    log2_std: Tensor
+    g_a: Analysis
+    g_s: Synthesis
+    h_s: HyperSynthesis
 
     def __init__(self, cfg: SwiftConfig | None = None) -> None:
-        super().__init__()
         cfg = cfg or SwiftConfig()
-        self.cfg = cfg
+        super().__init__(cfg)
         self.g_a = Analysis(cfg)
         self.g_s = Synthesis(cfg)
         self.h_a = HyperAnalysis(cfg)
         self.h_s = HyperSynthesis(cfg)
         self.context = CheckerboardMaskedConv2d(cfg.M, cfg.features, kernel_size=5, padding=2)
         self.parameters_net = Parameters(cfg)
-        self.entropy_bottleneck = EntropyBottleneck(cfg.N)
-        self.gaussian_conditional = GaussianConditional(None)
-        self.log2_gain = nn.Parameter(torch.zeros(cfg.levels, cfg.M))
-        self.log2_gain_z = nn.Parameter(torch.zeros(cfg.levels, cfg.N))
-        self.register_buffer("log2_std", torch.zeros(cfg.M))
 
-    def gains(self, level: Tensor) -> tuple[Tensor, Tensor]:
-        """Return gain (B, M, 1, 1) and gain of z (B, N, 1, 1) at fractional levels (B,)."""
-        low = level.floor().clamp(0, max(self.cfg.levels - 2, 0)).long()
-        high = (low + 1).clamp(max=self.cfg.levels - 1)
-        t = (level - low).float()[:, None]
-        gain = self.log2_gain[low] * (1 - t) + self.log2_gain[high] * t
-        gain_z = self.log2_gain_z[low] * (1 - t) + self.log2_gain_z[high] * t
-        return gain.exp2()[:, :, None, None], gain_z.exp2()[:, :, None, None]
-
-    def forward(self, x: Tensor, level: Tensor) -> dict[str, Tensor]:
-        """Run the whole model with differentiable quantisation.
-
-        x is (B, 3, H, W) in [0, 1], sides multiples of 64; level is (B,) in [0, levels - 1]. In training rates see
-        uniform noise; synthesis, context and, in eval mode, rates see the coder's rounding (Minnen 2020, arXiv 2007.08739).
-        Returns x_hat (B, 3, H, W), y_likelihoods (B, M, H/16, W/16), z_likelihoods (B, N, H/64, W/64).
-        """
-        gain, gain_z = self.gains(level)
-        std = self.log2_std.exp2()[:, None, None]
-        y = self.g_a(x)
-        scale = gain * std
-        z = self.h_a(y / std) * gain_z
-        with torch.autocast(x.device.type, enabled=False):
-            _, z_likelihoods = self.entropy_bottleneck(z)
-        features = self.h_s(ste_round(z) / gain_z)
-        y_hat, means, scales = self._context_walk(y * gain, features, scale)
-        with torch.autocast(x.device.type, enabled=False):
-            coded = y * gain if self.training else y_hat
-            _, y_likelihoods = self.gaussian_conditional(coded, scales, means)
-        return {"x_hat": self.g_s(y_hat / gain).float(), "y_likelihoods": y_likelihoods, "z_likelihoods": z_likelihoods}
-
-    def _context_walk(self, v: Tensor, features: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def predict(self, v: Tensor, features: Tensor, scale: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """See ``Network.predict``: the anchors without context, then the rest with the anchors as context."""
         anchors = anchor_mask(v.shape[-2], v.shape[-1], v.device)
         context = torch.zeros_like(features)
         means, scales = self.means_scales(features, context, scale)
@@ -217,9 +165,24 @@ class Swift(nn.Module):
         context = torch.relu(self.context(y_hat * anchors / scale)) * ~anchors
         means_2, scales_2 = self.means_scales(features, context, scale)
         means, scales = torch.where(anchors, means, means_2), torch.where(anchors, scales, scales_2)
-        return torch.where(anchors, y_hat, ste_symbols(v - means, scales) + means), means, scales
+        y_hat = torch.where(anchors, y_hat, ste_symbols(v - means, scales) + means)
+        return y_hat, {"scales": scales, "means": means}
 
     def means_scales(self, features: Tensor, context: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and scale (B, M, h, w) of y·gain from the (B, F, h, w) features and context."""
         mean, log2_scale = self.parameters_net(torch.cat([features, context.to(features.dtype)], dim=1)).chunk(2, dim=1)
-        return mean * scale, log2_scale.clamp(-16, 16).exp2() * scale
+        return mean * scale, self.scales(log2_scale, scale)
+
+    def layout(self) -> EntropyLayout:
+        """See ``Network.layout``."""
+        return EntropyLayout((2, 2), order="checkerboard", context=True, parameters=2, scales_first=False)
+
+    def entropy_layers(self) -> dict[str, nn.Module]:
+        """See ``Network.entropy_layers``."""
+        return {
+            "hyper_1": self.h_s.up_1,
+            "hyper_2": self.h_s.up_2,
+            "context": self.context,
+            "parameters_1": self.parameters_net.hidden,
+            "parameters_2": self.parameters_net.out,
+        }

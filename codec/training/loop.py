@@ -34,8 +34,8 @@ VALIDATION_SHARE = 64  # one picture in so many is held out when no validation f
 def rate_distortion(out: dict[str, Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
     """Return bits per pixel (B,) and mean squared error in [0, 1] units (B,) of a ``forward`` result."""
     pixels = x.shape[-2] * x.shape[-1]
-    bits_y, bits_z = (-out[key].log2().flatten(1).sum(1) for key in ("y_likelihoods", "z_likelihoods"))
-    return (bits_y + bits_z) / pixels, (out["x_hat"] - x).square().flatten(1).mean(1)
+    bits = sum(-value.log2().flatten(1).sum(1) for key, value in out.items() if key.endswith("_likelihoods"))
+    return bits / pixels, (out["x_hat"] - x).square().flatten(1).mean(1)
 
 
 def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:

@@ -1,0 +1,148 @@
+"""What all networks share: rate levels by gain vectors, and the training ``forward`` around a model's own prediction of y.
+
+    x ── g_a ── y ─ · gain ─ Q ─ y_hat · 1/gain ── g_s ─ x_hat
+                │                  │
+                └ h_a ─ z ─ Q ─ h_s ── predict ─ mean, scale of y · gain
+
+The entropy networks see y divided by a constant per channel (its standard deviation), before the gain; means and scales
+are multiplied by gain·std afterwards. So one small network serves every rate, and an untrained one already gives every
+symbol about the right scale. One level alone is the fixed-λ training of the papers.
+
+Source of the gain vectors: Cui 2021 (gain units, arXiv 2003.02012).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from compressai.entropy_models import EntropyBottleneck, GaussianConditional
+from torch import Tensor, nn
+
+from models.layers import Float32
+from models.layout import EntropyLayout
+from models.rounding import ste_round
+
+
+@dataclass(frozen=True)
+class RateConfig:
+    """The rate levels of a model; ``lmbda_*`` span them. M is the number of channels of y, N that of z."""
+
+    M: int = 192
+    N: int = 128
+    levels: int = 6
+    lmbda_min: float = 0.0018
+    lmbda_max: float = 0.0483
+
+    @property
+    def lmbda_mid(self) -> float:
+        """Return the geometric mean of the span of λ."""
+        return math.sqrt(self.lmbda_min * self.lmbda_max)
+
+    def lmbda(self, level: Tensor) -> Tensor:
+        """Return λ of (fractional) levels: log-spaced between lmbda_min at level 0 and lmbda_max at the last."""
+        span = math.log(self.lmbda_max / self.lmbda_min)
+        return self.lmbda_min * torch.exp(level * (span / max(self.levels - 1, 1)))
+
+
+class Network(nn.Module):
+    """Base of all models. A model sets g_a, g_s, h_a, h_s and writes ``predict``, ``layout`` and ``entropy_layers``."""
+
+    cfg: Any
+    log2_std: Tensor
+    g_a: nn.Sequential
+    g_s: nn.Sequential
+    h_a: nn.Sequential
+    h_s: nn.Sequential
+
+    def __init__(self, cfg: RateConfig, *, hyper: bool = True) -> None:
+        super().__init__()
+        self.cfg = cfg
+        self.entropy_bottleneck = EntropyBottleneck(cfg.N if hyper else cfg.M)
+        self.log2_gain = nn.Parameter(torch.zeros(cfg.levels, cfg.M))
+        if hyper:
+            self.gaussian_conditional = GaussianConditional(None)
+            self.log2_gain_z = nn.Parameter(torch.zeros(cfg.levels, cfg.N))
+        self.register_buffer("log2_std", torch.zeros(cfg.M))
+
+    @property
+    def std(self) -> Tensor:
+        """Return the constant per channel (M, 1, 1) that the entropy networks see y divided by."""
+        return self.log2_std.exp2()[:, None, None]
+
+    def interpolate(self, log2_gain: Tensor, level: Tensor) -> Tensor:
+        """Return gains (B, C, 1, 1) at fractional levels (B,) from their logarithms (levels, C)."""
+        low = level.floor().clamp(0, max(self.cfg.levels - 2, 0)).long()
+        high = (low + 1).clamp(max=self.cfg.levels - 1)
+        t = (level - low).float()[:, None]
+        return (log2_gain[low] * (1 - t) + log2_gain[high] * t).exp2()[:, :, None, None]
+
+    def gains(self, level: Tensor) -> tuple[Tensor, Tensor]:
+        """Return gain (B, M, 1, 1) and gain of z (B, N, 1, 1) at fractional levels (B,)."""
+        return self.interpolate(self.log2_gain, level), self.interpolate(self.log2_gain_z, level)
+
+    def hyper_input(self, y: Tensor) -> Tensor:
+        """Return what h_a sees of y / std."""
+        return y
+
+    def predict(self, v: Tensor, features: Tensor, scale: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the rounded v = y·gain and the arguments of ``gaussian_conditional``, by any part of y_hat coded before.
+
+        v is (B, M, h, w), features h_s(z_hat), scale = gain·std (B, M, 1, 1).
+        """
+        raise NotImplementedError
+
+    def layout(self) -> EntropyLayout:
+        """Return the structure of the integer entropy path."""
+        raise NotImplementedError
+
+    def entropy_layers(self) -> dict[str, nn.Module]:
+        """Return the convolutions that become integer layers, by the names of a checkpoint, in the order they run."""
+        raise NotImplementedError
+
+    def z_hat(self, z: Tensor) -> Tensor:
+        """Return z rounded around the medians of its density; the gradient passes straight through."""
+        medians = self.entropy_bottleneck.quantiles[:, 0, 1].detach()[:, None, None]
+        return ste_round(z - medians) + medians
+
+    def forward(self, x: Tensor, level: Tensor) -> dict[str, Tensor]:
+        """Run the whole model with differentiable quantisation.
+
+        x is (B, 3, H, W) in [0, 1], sides multiples of 64; level is (B,) in [0, levels - 1]. In training rates see
+        uniform noise; synthesis, context and, in eval mode, rates see the coder's rounding (Minnen 2020, arXiv 2007.08739).
+        Returns x_hat (B, 3, H, W), y_likelihoods (B, M, H/16, W/16), z_likelihoods (B, N, H/64, W/64).
+        """
+        gain, gain_z = self.gains(level)
+        scale = gain * self.std
+        y = self.g_a(x)
+        z = self.h_a(self.hyper_input(y / self.std)) * gain_z
+        with torch.autocast(x.device.type, enabled=False):
+            _, z_likelihoods = self.entropy_bottleneck(z)
+        features = self.h_s(self.z_hat(z) / gain_z)
+        y_hat, arguments = self.predict(y * gain, features, scale)
+        with torch.autocast(x.device.type, enabled=False):
+            coded = y * gain if self.training else y_hat
+            _, y_likelihoods = self.gaussian_conditional(coded, **arguments)
+        return {"x_hat": self.g_s(y_hat / gain).float(), "y_likelihoods": y_likelihoods, "z_likelihoods": z_likelihoods}
+
+    def scales(self, raw: Tensor, scale: Tensor) -> Tensor:
+        """Return the scale of y·gain from a network's output: log2 of it in units of std, or linear in imported weights."""
+        if getattr(self.cfg, "linear_scale", False):
+            return raw * scale
+        return raw.clamp(-16, 16).exp2() * scale
+
+
+def float32_at(layers: nn.Sequential, *indexes: int) -> nn.Sequential:
+    """Wrap layers of a sequence into ``Float32``: those that make or take y and z."""
+    for index in indexes:
+        layers[index] = Float32(layers[index])
+    return layers
+
+
+def zero_start(layer: nn.Conv2d) -> None:
+    """Start the last layer of an entropy network at mean 0 and scale 1: right for every channel and level."""
+    nn.init.zeros_(layer.weight)
+    assert layer.bias is not None
+    nn.init.zeros_(layer.bias)
