@@ -236,14 +236,14 @@ class _GrowingStream:
     def __init__(self, engine: Engine, data: memoryview) -> None:
         self._engine, self._data, self._offset = engine, data, 0
         self._range: tuple[int, int] | None = None
-        self._known: list[Distributions] = []  # of the current piece
+        self._known = _Known(0, 0)  # of the current piece
         self._payload: bytes | None = None
 
     def extend(self, source: Distributions) -> Symbols:
         """Return the next len(source) symbols."""
         if self._range is None:
             first, last, self._offset = read_range(self._data, 0, source.lo, source.hi)
-            self._range = first, last
+            self._range, self._known = (first, last), _Known(first, last)
         first, last = self._range
         if first == last:
             return np.full(len(source), first, dtype=np.int16)
@@ -251,14 +251,12 @@ class _GrowingStream:
         while start < len(source):
             if self._payload is None:
                 self._payload, self._offset = read_payload(self._data, self._offset)
-            known = sum(map(len, self._known))
+            known = len(self._known)
             stop = min(len(source), start + size - known)
-            part = source if stop - start == len(source) else source.take(np.arange(start, stop))
-            self._known.append(_Computed.of(part, first, last))
-            cdf, rows = _Steps(self._known).cdf(first, last)
-            out.append(self._engine.decode(cdf, rows, self._payload)[known:] + np.int16(first))
+            self._known.append(source if stop - start == len(source) else source.take(np.arange(start, stop)))
+            out.append(self._engine.decode(*self._known.cdf(), self._payload)[known:] + np.int16(first))
             if known + stop - start == size:
-                self._known, self._payload = [], None
+                self._known, self._payload = _Known(first, last), None
             start = stop
         return np.concatenate(out)
 
@@ -268,28 +266,31 @@ class _GrowingStream:
             raise FormatError(f"{len(self._data) - self._offset} bytes are left in a stream of a segment: the file is damaged")
 
 
-@dataclass(frozen=True)
-class _Computed:
-    """CDF rows that are computed once, for the prefixes that are decoded again."""
+class _Known:
+    """The CDF rows of the symbols of a piece so far, computed once; the table of steps that share one is kept."""
 
-    table: NDArray[np.uint16]
-    rows: Rows
-    lo: int
-    hi: int
-
-    @classmethod
-    def of(cls, source: Distributions, first: int, last: int) -> Distributions:
-        """Return the computed rows of a source; a master table's are as good as computed."""
-        return source if isinstance(source, TableRows) else cls(*source.cdf(first, last), source.lo, source.hi)
+    def __init__(self, first: int, last: int) -> None:
+        self._first, self._last = first, last
+        self._table: NDArray[np.uint16] | None = None
+        self._rows: Rows = np.empty(0, np.uint8)
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self._rows)
 
-    def bands(self) -> NDArray[np.uint8]:
-        return np.zeros(len(self.rows), np.uint8)
+    def append(self, source: Distributions) -> None:
+        """Add the symbols of a step."""
+        if isinstance(source, TableRows):
+            if self._table is None:
+                self._table = source.table.rows(self._first, self._last)
+            rows = source.rows
+        else:
+            table, rows = source.cdf(self._first, self._last)
+            start = 0 if self._table is None else len(self._table)
+            self._table = table if self._table is None else np.concatenate([self._table, table])
+            rows = rows + start
+        self._rows = np.concatenate([self._rows.astype(rows.dtype), rows])
 
-    def take(self, where: NDArray[np.intp]) -> _Computed:
-        return _Computed(self.table, self.rows[where], self.lo, self.hi)
-
-    def cdf(self, first: int, last: int) -> tuple[NDArray[np.uint16], Rows]:
-        return self.table, self.rows
+    def cdf(self) -> tuple[NDArray[np.uint16], Rows]:
+        """Return table and rows of all symbols."""
+        assert self._table is not None
+        return self._table, self._rows

@@ -33,6 +33,20 @@ BAND_EDGES = (6, 16, 28, 40)  # of what is coded in one step
 WAVE_EDGES = (16, 40)  # of segments of wavefronts: fewer, since each costs bytes
 
 
+@dataclass(frozen=True)
+class Scale:
+    """gain·std of each channel of y: log2 in 1/256 octave (M,), and the factors P(L) and P(−L) of FORMAT.md section 7."""
+
+    log2: Tensor
+    up: Tensor
+    down: Tensor
+
+    @classmethod
+    def of(cls, log2: Tensor) -> Scale:
+        """Return the factors of a logarithm."""
+        return cls(log2, *(torch.from_numpy(pow2_fixed(sign * log2.numpy())) for sign in (1, -1)))
+
+
 @dataclass
 class IntegerEntropy(GainTable):
     """Tables and integer layers of one checkpoint."""
@@ -102,7 +116,7 @@ class IntegerEntropy(GainTable):
 
         h and w are the sides of y, multiples of 4. Raises FormatError or SymbolError from the coder.
         """
-        with torch.autocast("cpu", enabled=False), torch.device("cpu"):
+        with torch.autocast("cpu", enabled=False):
             arithmetic = exact_arithmetic()
             z = self._code_z(coder, h // 4, w // 4, None if latents is None else latents.z)
             features = self._features(z, self.gains_z(level), arithmetic)
@@ -125,7 +139,7 @@ class IntegerEntropy(GainTable):
         for i, factor in enumerate(self.layout.hyper, 1):
             h, w, _ = act.shape
             dtype = torch.int32 if i == len(self.layout.hyper) and not self.layout.parameters else torch.int16
-            rows = Plane.of(act, 1).apply(self.layers[f"hyper_{i}"], TAPS_3X3, torch.arange(h * w), arithmetic, dtype)
+            rows = Plane.of(act, 1).apply(self.layers[f"hyper_{i}"], TAPS_3X3, torch.arange(h * w, device="cpu"), arithmetic, dtype)
             act = pixel_shuffle(rows, h, w, factor)
         return act
 
@@ -136,7 +150,8 @@ class IntegerEntropy(GainTable):
         h, w, _ = features.shape
         channels = len(log2_scale)
         features = features.reshape(h * w, -1)
-        y_hat = torch.zeros(h * w, channels, dtype=torch.long)
+        scale = Scale.of(log2_scale)
+        y_hat = torch.zeros(h * w, channels, dtype=torch.long, device="cpu")
         seen = Plane(h, w, channels, 2)
         parts = segments(self.layout.order, h, w)
         for number, steps in enumerate(parts):
@@ -144,9 +159,9 @@ class IntegerEntropy(GainTable):
                 for where in steps:
                     blind = self.layout.order == "checkerboard" and number == 0  # anchors have no context
                     inputs = self._inputs(features[where], None if blind else seen, where, arithmetic)
-                    y_hat[where] = self._code_step(code, inputs, log2_scale, None if y is None else y[where])
+                    y_hat[where] = self._code_step(code, inputs, scale, None if y is None else y[where])
                     if self.layout.context and not (self.layout.order == "checkerboard" and number == len(parts) - 1):
-                        seen.set(where, self._context_activations(y_hat[where], log2_scale))
+                        seen.set(where, self._context_activations(y_hat[where], scale))
         return y_hat.reshape(h, w, channels)
 
     def _steps(self, coder: SymbolCoder) -> contextlib.AbstractContextManager[StepCoder]:
@@ -169,23 +184,22 @@ class IntegerEntropy(GainTable):
             out = self.layers[f"parameters_{i}"](out.to(torch.int16), arithmetic)
         return out
 
-    def _context_activations(self, y_hat: Tensor, log2_scale: Tensor) -> Tensor:
+    def _context_activations(self, y_hat: Tensor, scale: Scale) -> Tensor:
         """Return what the context layer sees of y_hat (P, M): int16, ±127."""
-        multiplier = torch.from_numpy(pow2_fixed(-log2_scale.numpy()))
-        seen = rshift(y_hat * multiplier, POW2_BITS + FIXED_BITS - CONTEXT_BITS)
+        seen = rshift(y_hat * scale.down, POW2_BITS + FIXED_BITS - CONTEXT_BITS)
         return seen.clamp(-SIGNED_MAX, SIGNED_MAX).to(torch.int16)
 
-    def _code_step(self, code: StepCoder, predictions: Tensor, log2_scale: Tensor, y: Tensor | None) -> Tensor:
+    def _code_step(self, code: StepCoder, predictions: Tensor, scale: Scale, y: Tensor | None) -> Tensor:
         """Code the symbols of positions (P, M) from their predictions; return y_hat (P, M)."""
-        channels = len(log2_scale)
+        channels = len(scale.log2)
         if self.layout.mixtures:
-            source, centre = self._mixtures(predictions, log2_scale)
+            source, centre = self._mixtures(predictions, scale)
             symbols = None
             if y is not None:
                 symbols = (rshift(y, FIXED_BITS) - centre).clamp(-SYMBOL_MAX, SYMBOL_MAX).reshape(-1).numpy().astype(np.int16)
             coded = torch.from_numpy(code(symbols, source).astype(np.int64)).reshape(-1, channels)
             return (coded + centre) << FIXED_BITS
-        means, rows = self._means_rows(predictions, log2_scale)
+        means, rows = self._means_rows(predictions, scale)
         symbols = None
         if y is not None:
             symbols = choose_symbols((y - means).reshape(-1).numpy(), rows, self.rdo_strength)
@@ -193,31 +207,30 @@ class IntegerEntropy(GainTable):
         coded = torch.from_numpy(code(symbols, TableRows(gaussian_master(), rows, edges)).astype(np.int64))
         return (coded.reshape(-1, channels) << FIXED_BITS) + means
 
-    def _means_rows(self, predictions: Tensor, log2_scale: Tensor) -> tuple[Tensor, NDArray[np.uint8]]:
+    def _means_rows(self, predictions: Tensor, scale: Scale) -> tuple[Tensor, NDArray[np.uint8]]:
         """Return the means (P, M) in 1/256 and the table rows (P·M,) of predictions (P, M or 2·M)."""
         if self.layout.means:
-            mean, scale = predictions.chunk(2, dim=1)
-            means = self._scaled_means(mean, log2_scale)
+            mean, spread = predictions.chunk(2, dim=1)
+            means = self._scaled_means(mean, scale)
         else:
-            scale, means = predictions, torch.zeros(1, 1, dtype=torch.long).expand(predictions.shape)
-        return means, self._scale_rows(scale, log2_scale).reshape(-1)
+            spread, means = predictions, torch.zeros(1, 1, dtype=torch.long, device="cpu").expand(predictions.shape)
+        return means, self._scale_rows(spread, scale).reshape(-1)
 
-    def _scaled_means(self, mean: Tensor, log2_scale: Tensor) -> Tensor:
-        multiplier = torch.from_numpy(pow2_fixed(log2_scale.numpy()))
-        return rshift(mean * multiplier, POW2_BITS + MEAN_BITS - FIXED_BITS).clamp(-MEAN_LIMIT, MEAN_LIMIT)
+    def _scaled_means(self, mean: Tensor, scale: Scale) -> Tensor:
+        return rshift(mean * scale.up, POW2_BITS + MEAN_BITS - FIXED_BITS).clamp_(-MEAN_LIMIT, MEAN_LIMIT)
 
-    def _scale_rows(self, scale: Tensor, log2_scale: Tensor) -> NDArray[np.uint8]:
+    def _scale_rows(self, spread: Tensor, scale: Scale) -> NDArray[np.uint8]:
         if self.layout.linear:
-            return scale_index(log2_fixed(scale.numpy()) - MEAN_BITS * LOG2_UNITS + log2_scale.numpy())
-        return scale_index((scale + log2_scale).numpy())
+            return scale_index(log2_fixed(spread.numpy()) - MEAN_BITS * LOG2_UNITS + scale.log2.numpy())
+        return scale_index((spread + scale.log2).numpy())
 
-    def _mixtures(self, predictions: Tensor, log2_scale: Tensor) -> tuple[Mixtures, Tensor]:
+    def _mixtures(self, predictions: Tensor, scale: Scale) -> tuple[Mixtures, Tensor]:
         """Return the mixtures of (P, outputs·M) predictions around a whole number (P, M), and that number."""
-        k, p, m = self.layout.mixtures, len(predictions), len(log2_scale)
+        k, p, m = self.layout.mixtures, len(predictions), len(scale.log2)
         parts = predictions.reshape(p, self.layout.outputs, m)
-        means = self._scaled_means(parts[:, -2 * k : -k], log2_scale)  # (P, K, M)
-        scales = self._scale_rows(parts[:, -k:], log2_scale)
-        weights = torch.full((p, k, m), 1 << POW2_BITS)
+        means = self._scaled_means(parts[:, -2 * k : -k], scale)  # (P, K, M)
+        scales = self._scale_rows(parts[:, -k:], scale)
+        weights = torch.full((p, k, m), 1 << POW2_BITS, device="cpu")
         if k > 1:
             logits = parts[:, :k]
             weights = torch.from_numpy(pow2_fixed((logits - logits.amax(1, keepdim=True)).numpy()))

@@ -106,6 +106,8 @@ class IntegerLayer:
             raise CheckpointError("integer layer: products exceed 64 bits: the checkpoint is damaged, export it again")
         self.parts = exact_parts(self.weight, self.act_max)
         self._negative = rshift(self.multiplier * self.slope, 16)
+        low, high = int(self.lo[0]), int(self.hi[0])
+        self._range = (low, high) if (self.lo == low).all() and (self.hi == high).all() else None  # what most layers have
         self._shift = 128 if self.act_max == ACT_MAX else 0  # brings 0 … 255 into int8
         self._bias_int8 = self.bias + self._shift * self.weight.long().sum(0)
         self._floats: dict[torch.dtype, list[Tensor]] = {}
@@ -116,6 +118,8 @@ class IntegerLayer:
         out *= self.multiplier if self.slope == SLOPE_ONE else torch.where(out < 0, self._negative, self.multiplier)
         out += 1 << (REQUANT_BITS - 1)
         out >>= REQUANT_BITS
+        if self._range is not None:
+            return out.clamp_(*self._range)
         return torch.minimum(torch.maximum(out, self.lo, out=out), self.hi, out=out)
 
     def _product(self, a: Tensor, arithmetic: Arithmetic) -> Tensor:
@@ -138,7 +142,7 @@ class Plane:
     def __init__(self, h: int, w: int, channels: int, reach: int) -> None:
         self.h, self.w, self.reach = h, w, reach
         self._wide = w + 2 * reach
-        self._flat = torch.zeros((h + 2 * reach) * self._wide, channels, dtype=torch.int16)
+        self._flat = torch.zeros((h + 2 * reach) * self._wide, channels, dtype=torch.int16, device="cpu")
 
     @classmethod
     def of(cls, x: Tensor, reach: int) -> Plane:
@@ -160,7 +164,7 @@ class Plane:
 
         ``offsets`` are (dy, dx) pairs within the border.
         """
-        taps = torch.tensor([dy * self._wide + dx for dy, dx in offsets])
+        taps = torch.tensor([dy * self._wide + dx for dy, dx in offsets], device="cpu")
         return self._flat.index_select(0, (self._places(rows)[:, None] + taps).reshape(-1)).reshape(len(rows), -1)
 
     def apply(

@@ -21,6 +21,8 @@ from models.layout import EntropyLayout
 from models.network import Network, RateConfig, float32_at, zero_start
 from models.rounding import ste_round, ste_symbols
 
+PASSES = 3  # of an estimate outside of training
+
 
 @dataclass(frozen=True)
 class ContextConfig(RateConfig):
@@ -58,14 +60,19 @@ class Joint(Network):
         return mean * scale, self.scales(raw, scale)
 
     def predict(self, v: Tensor, features: Tensor, scale: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """See ``Network.predict``. The contexts of a first pass are of plainly rounded v: coding has y_hat there."""
+        """See ``Network.predict``. Contexts see what an earlier pass rounded to, that of the first pass plainly rounded v.
+
+        Coding has y_hat there, position by position; each pass comes nearer to it.
+        """
         if self.cfg.plain_rounding:
             y_hat = ste_round(v)
             means, scales = self.means_scales(features, self.context_prediction(y_hat / scale), scale)
             return y_hat, {"scales": scales, "means": means}
         with torch.no_grad():
-            means, scales = self.means_scales(features, self.context_prediction(v.round() / scale), scale)
-            near = ste_symbols(v - means, scales) + means
+            near = v.round()
+            for _ in range(1 if self.training else PASSES):
+                means, scales = self.means_scales(features, self.context_prediction(near / scale), scale)
+                near = ste_symbols(v - means, scales) + means
         means, scales = self.means_scales(features, self.context_prediction((v + (near - v).detach()) / scale), scale)
         return ste_symbols(v - means, scales) + means, {"scales": scales, "means": means}
 

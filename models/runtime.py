@@ -30,8 +30,15 @@ STRIDE_Y, STRIDE_Z = 16, 64  # pixels that one position of y and of z stands for
 
 
 def fast_bf16() -> bool:
-    """Return whether this CPU multiplies bf16 matrices in hardware (AMX), several times faster than float32."""
-    return bool(getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)())
+    """Return whether this CPU multiplies bf16 matrices in hardware (AMX, AVX512-BF16), much faster than float32."""
+    probes = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+    return any(getattr(torch.cpu, probe, lambda: False)() for probe in probes)
+
+
+def transforms(network: Network, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Return the float tensors of a checkpoint in a type; the constants of GDN stay float32: float16 has no 2^-36."""
+    parts = {name: t for name, t in network.state_dict().items() if name.startswith(FLOAT_PARTS)}
+    return {name: t.float() if "_reparam." in name else t.to(dtype) for name, t in parts.items()}
 
 
 def tables_crc(layout: EntropyLayout) -> int:
@@ -80,7 +87,7 @@ class LoadedModel:
             )
         self.checkpoint, self.device = checkpoint, device
         self.entropy = load_entropy(checkpoint.tensors, network.layout())
-        exact = next(t for name, t in checkpoint.tensors.items() if name.startswith("g_a.")).dtype == torch.float32
+        exact = not any(t.dtype == torch.float16 for t in checkpoint.tensors.values())
         if encode_dtype is None:
             encode_dtype = torch.bfloat16 if not exact and device.type == "cpu" and fast_bf16() else dtype
         self.g_a = MixedPrecision(network.g_a, device, encode_dtype)

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from models.layout import Order
 
-WAVES = 12  # wavefronts of a segment, about
-POSITIONS = 128  # positions of a segment, at least
+WAVES = 6  # wavefronts of a segment, about
+POSITIONS = 64  # positions of a segment, at least
 
 
 def anchor_mask(h: int, w: int, device: torch.device | None = None) -> Tensor:
@@ -22,7 +22,7 @@ def wavefronts(h: int, w: int) -> list[Tensor]:
 
     A causal 5×5 context reaches two columns right of its centre in the rows above, so none of a wavefront sees another.
     """
-    rows, columns = torch.arange(h)[:, None], torch.arange(w)
+    rows, columns = torch.arange(h, device="cpu")[:, None], torch.arange(w, device="cpu")
     wave = (columns + 3 * rows).reshape(-1)
     order = torch.argsort(wave, stable=True)
     return list(order.split(torch.bincount(wave, minlength=w + 3 * (h - 1)).tolist()))
@@ -31,12 +31,12 @@ def wavefronts(h: int, w: int) -> list[Tensor]:
 def segments(order: Order, h: int, w: int) -> list[list[Tensor]]:
     """Return the steps (flat positions) of each segment: what is coded at once, grouped by what shares its streams.
 
-    A segment of wavefronts ends where it has its share of all positions, of ⌊waves / 12⌋ segments, with 128 or more each.
+    A segment of wavefronts ends where it has its share of all positions, of ⌊waves / 6⌋ segments, with 64 or more each.
     """
     if order == "one pass":
-        return [[torch.arange(h * w)]]
+        return [[torch.arange(h * w, device="cpu")]]
     if order == "checkerboard":
-        anchors = anchor_mask(h, w).reshape(-1)
+        anchors = anchor_mask(h, w, torch.device("cpu")).reshape(-1)
         return [[torch.nonzero(anchors)[:, 0]], [torch.nonzero(~anchors)[:, 0]]]
     waves = [wave for wave in wavefronts(h, w) if len(wave)]
     count = max(1, min(len(waves) // WAVES, h * w // POSITIONS))

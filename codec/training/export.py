@@ -21,7 +21,6 @@ from torch.utils.flop_counter import FlopCounterMode
 import checkpoints
 from bitstream.engines import default_engine
 from bitstream.errors import CodecError, UsageError
-from bitstream.tables import constants_crc
 from codec.metrics import bpp, psnr_db
 from codec.training.data import CropStore, find_images, load_rgb
 from codec.training.loop import VALIDATION_SHARE, rate_distortion
@@ -29,11 +28,12 @@ from codec.training.recipe import Recipe
 from codec.training.state import read_state
 from models.checkpoint import load_checkpoint, save_checkpoint
 from models.integer import EXACT
+from models.layers import weight_and_bias
 from models.manifest import read_manifest
-from models.quantise import LAYERS, calibrate, quantise
+from models.network import Network
+from models.quantise import calibrate, quantise
 from models.registry import build
-from models.runtime import FLOAT_PARTS, LoadedModel
-from models.swift import Swift
+from models.runtime import LoadedModel, tables_crc, transforms
 
 CALIBRATION_BATCHES = 32
 CALIBRATION_PICTURES = 400
@@ -55,12 +55,12 @@ def export_state(state_path: Path, data: Path, name: str, out: Path | None = Non
     if not calibration:
         raise UsageError(f"{data}: {len(paths)} pictures, all held out for measuring: add more")
     tensors = quantise(model, calibrate(model, _crops(calibration, recipe.crop)))
-    tensors |= {key: t.half() for key, t in model.state_dict().items() if key.startswith(FLOAT_PARTS)}
+    tensors |= transforms(model, torch.float16)
     folder.mkdir(parents=True, exist_ok=True)
     partial = folder / f".{name}.partial.safetensors"
     try:
         config = dataclasses.asdict(model.cfg)
-        sha256 = save_checkpoint(partial, model=recipe.model, config=config, tensors=tensors, constants_crc=constants_crc())
+        sha256 = save_checkpoint(partial, model=recipe.model, config=config, tensors=tensors, constants_crc=tables_crc(model.layout()))
         loaded = LoadedModel(load_checkpoint(partial), torch.device("cpu"), encode_dtype=torch.float32)
         rd, cost = measure(model, loaded, held_out)
         row = {
@@ -85,7 +85,7 @@ def export_state(state_path: Path, data: Path, name: str, out: Path | None = Non
     return row
 
 
-def trained_model(path: Path, state: dict[str, Any]) -> tuple[Recipe, Swift]:
+def trained_model(path: Path, state: dict[str, Any]) -> tuple[Recipe, Network]:
     """Return the recipe and the network with averaged weights of a state. Raises UsageError if they do not fit."""
     try:
         recipe = Recipe(**state["recipe"])
@@ -112,7 +112,7 @@ def add_to_manifest(path: Path, name: str, row: dict[str, Any]) -> None:
 
 
 @torch.inference_mode()
-def measure(model: Swift, loaded: LoadedModel, paths: list[Path], side: int = 512) -> tuple[list[dict[str, float]], float]:
+def measure(model: Network, loaded: LoadedModel, paths: list[Path], side: int = 512) -> tuple[list[dict[str, float]], float]:
     """Return RD points per level over real streams, and the bits that the integer path costs over the float one in percent."""
     engine = default_engine()
     rows = []
@@ -141,34 +141,36 @@ def measure(model: Swift, loaded: LoadedModel, paths: list[Path], side: int = 51
 def exactness(loaded: LoadedModel) -> dict[str, Any]:
     """Return, per integer layer, the number of products it is cut into and the largest proven share of 2^24."""
     out = {}
-    for name in LAYERS:
-        layer = getattr(loaded.entropy, name)
+    for name, layer in getattr(loaded.entropy, "layers", {}).items():  # ``factorized`` has none
         bounds = [int(layer.weight[p].abs().long().sum(0).max()) * layer.act_max for p in layer.parts]
         out[name] = {"parts": len(layer.parts), "bound": round(max(bounds) / EXACT, 4)}
     return out
 
 
 @torch.inference_mode()
-def kmac_per_pixel(model: Swift, side: int = 256) -> dict[str, float]:
+def kmac_per_pixel(model: Network, side: int = 256) -> dict[str, float]:
     """Return thousands of multiply-accumulates per pixel of encoding and decoding, and of each network, by torch's counter."""
-    cfg = model.cfg
-    x = torch.rand(1, 3, side, side)
-    y = torch.rand(1, cfg.M, side // 16, side // 16)
-    features = torch.rand(1, cfg.features, side // 16, side // 16)
+    layout, m = model.layout(), model.cfg.M
+    layers = model.entropy_layers()
+    y = torch.rand(1, m, side // 16, side // 16)
 
     def count(function: Any, *inputs: Tensor) -> float:
         with FlopCounterMode(display=False) as counter:
             function(*inputs)
         return counter.get_total_flops() / 2 / side**2 / 1000
 
-    parts = {
-        "g_a": count(model.g_a, x),
-        "g_s": count(model.g_s, y),
-        "h_a": count(model.h_a, y),
-        "h_s": count(model.h_s, torch.rand(1, cfg.N, side // 64, side // 64)),
-        "context": count(model.context, y) * 12 / 25 / 2,  # twelve taps, half of the positions
-        "parameters": count(model.parameters_net, torch.cat([features, features], 1)),
-    }
-    shared = parts["h_s"] + parts["context"] + parts["parameters"]
-    totals = {"encode": parts["g_a"] + parts["h_a"] + shared, "decode": parts["g_s"] + shared}
+    parts = {"g_a": count(model.g_a, torch.rand(1, 3, side, side)), "g_s": count(model.g_s, y)}
+    shared = 0.0
+    if layout.hyper:
+        parts["h_a"] = count(model.h_a, y)
+        parts["h_s"] = count(model.h_s, torch.rand(1, model.cfg.N, side // 64, side // 64))
+        if layout.context:  # twelve of its taps count, for checkerboards at half of the positions
+            parts["context"] = count(layers["context"], y) * 12 / 25 / (2 if layout.order == "checkerboard" else 1)
+            chosen = [layer for name, layer in layers.items() if name.startswith("parameters")]
+            widths = [weight_and_bias(layer)[0].shape[1] for layer in chosen]
+            parts["parameters"] = sum(
+                count(layer, torch.rand(1, width, side // 16, side // 16)) for layer, width in zip(chosen, widths, strict=True)
+            )
+        shared = sum(parts.get(name, 0.0) for name in ("h_s", "context", "parameters"))
+    totals = {"encode": parts["g_a"] + parts.get("h_a", 0.0) + shared, "decode": parts["g_s"] + shared}
     return {key: round(value, 2) for key, value in (totals | parts).items()}
