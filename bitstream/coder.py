@@ -31,7 +31,6 @@ from bitstream.segments import (
 )
 from bitstream.tables import MasterTable
 
-
 StepCoder = Callable[[Any, Any], Symbols]  # (symbols or None, distributions)
 
 

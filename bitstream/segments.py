@@ -27,8 +27,15 @@ Rows = NDArray[np.integer[Any]]
 class Distributions(Protocol):
     """The distributions of n symbols, in some form that CDF rows can be computed from."""
 
-    lo: int
-    hi: int
+    @property
+    def lo(self) -> int:
+        """Return the smallest symbol."""
+        ...
+
+    @property
+    def hi(self) -> int:
+        """Return the largest symbol."""
+        ...
 
     def __len__(self) -> int:
         """Return n."""

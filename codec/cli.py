@@ -19,7 +19,7 @@ import click
 
 from bitstream.container import MAX_PIXELS
 from bitstream.errors import CodecError, UsageError
-from codec import __version__
+from codec import __version__, cli_models, cli_training
 
 DEVICES = click.Choice(["auto", "cpu", "cuda"])
 PATH = click.Path(path_type=Path)
@@ -175,24 +175,6 @@ def info(source: Path, as_json: bool) -> None:
 
 @main.command()
 @_errors_to_exit
-def models() -> None:
-    """List the installed checkpoints."""
-    from rich.console import Console
-    from rich.table import Table
-
-    from models.manifest import manifest
-
-    table = Table("name", "model", "id", "parameters", "kMAC/pixel enc", "kMAC/pixel dec", "bpp", "PSNR dB", "steps")
-    for name, row in manifest().items():
-        rd, macs = row["rd"], row["kmac_per_pixel"]
-        span = [f"{rd[0][key]:.2f} … {rd[-1][key]:.2f}" for key in ("bpp", "psnr_db")]
-        cells = (row["model"], row["sha256"][:8], f"{row['parameters'] / 1e6:.1f} M", f"{macs['encode']:.1f}")
-        table.add_row(name, *cells, f"{macs['decode']:.1f}", *span, str(row["steps"]))
-    Console().print(table)
-
-
-@main.command()
-@_errors_to_exit
 def doctor() -> None:
     """Say what is installed, whether the fast engine is built, which checkpoints are found."""
     from codec.doctor import report
@@ -205,49 +187,6 @@ def doctor() -> None:
         sys.exit(1)
 
 
-@main.command()
-@click.argument("dataset", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--recipe", help="A shipped recipe's name or a TOML path (default: swift; with --resume, that of the state).")
-@click.option("--state", type=PATH, default=Path("train.pt"), show_default=True, help="The state file, saved as it goes.")
-@click.option("--resume", is_flag=True, help="Go on from the state file.")
-@click.option("--valid", type=click.Path(exists=True, file_okay=False, path_type=Path), help="Validation pictures.")
-@click.option("--minutes", type=float, help="Length of the schedule (overrides the recipe).")
-@click.option("--max-minutes", type=float, help="End this call after so long; go on with --resume.")
-@click.option("--batch-size", type=int, help="Overrides the recipe.")
-@click.option("--crop", type=int, help="Side of the crops in pixels (overrides the recipe).")
-@click.option("--seed", type=int, help="Overrides the recipe.")
-@click.option("--logdir", type=PATH, help="Write TensorBoard logs here.")
-@click.option("--device", type=DEVICES, default="auto", show_default=True)
-@click.option("--threads", type=click.IntRange(1))
-@_errors_to_exit
-def train(
-    dataset: Path, recipe: str | None, state: Path, resume: bool, valid: Path | None, max_minutes: float | None,
-    logdir: Path | None, device: str, threads: int | None, **changes: Any,
-) -> None:  # fmt: skip
-    """Train a model on the pictures below DATASET."""
-    _set_threads(threads)
-    try:
-        from codec.training.session import train_with_progress
-    except ImportError as error:
-        raise UsageError(f"{error.name} is not installed: pip install -e '.[train]' in its repository") from error
-    train_with_progress(dataset, recipe, state, resume=resume, valid=valid, max_minutes=max_minutes, logdir=logdir,
-                        device=device, changes=changes)  # fmt: skip
-
-
-@main.command()
-@click.argument("state", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("--data", type=click.Path(exists=True, file_okay=False, path_type=Path), required=True,
-              help="Training pictures: they calibrate the integer layers and give the RD points.")  # fmt: skip
-@click.option("--name", default="swift", show_default=True, help="Name in the manifest.")
-@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder (default: the installed checkpoints).")
-@click.option("--threads", type=click.IntRange(1))
-@_errors_to_exit
-def export(state: Path, data: Path, name: str, out: Path | None, threads: int | None) -> None:
-    """Turn a training STATE into a release checkpoint: integer entropy path, proofs, measured cost, manifest row."""
-    _set_threads(threads)
-    try:
-        from codec.training.export import export_state
-    except ImportError as error:
-        raise UsageError(f"{error.name} is not installed: pip install -e '.[train]' in its repository") from error
-    row = export_state(state, data, name, out)
-    click.echo(json.dumps(row, indent=2))
+for command in (cli_models.models, cli_models.evaluate, cli_training.train, cli_training.export):
+    main.command()(_errors_to_exit(command))
+main.command(name="import")(_errors_to_exit(cli_models.import_))

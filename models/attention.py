@@ -20,7 +20,7 @@ from compressai.entropy_models import GaussianMixtureConditional
 from compressai.models import Cheng2020Anchor, Cheng2020Attention
 from torch import Tensor, nn
 
-from models.layers import Float32
+from models.layers import Float32, weight_and_bias
 from models.layout import EntropyLayout
 from models.network import Network, RateConfig, float32_at, zero_start
 from models.rounding import ste_round
@@ -40,6 +40,7 @@ class AttentionConfig(RateConfig):
 class Attention(Network):
     """The training network. ``forward`` gives x_hat and likelihoods; real bits come from ``models.entropy``."""
 
+    fast_bf16 = False  # training it in bf16 and channels_last corrupts memory on AVX512-BF16 CPUs (torch 2.15)
     cfg: AttentionConfig
 
     def __init__(self, cfg: AttentionConfig | None = None) -> None:
@@ -58,7 +59,7 @@ class Attention(Network):
             last = nn.Conv2d(last.in_channels, 3 * k * cfg.M, 1)
             zero_start(last)
             with torch.no_grad():  # components of different scales, or all would learn the same
-                last.bias[: k * cfg.M] = torch.linspace(-1, 1, k).repeat_interleave(cfg.M)
+                weight_and_bias(last)[1][: k * cfg.M] = torch.linspace(-1, 1, k).repeat_interleave(cfg.M)
         self.entropy_parameters[-1] = Float32(last)
         self.gaussian_conditional = GaussianMixtureConditional(K=k)
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 import checkpoints
 from bitstream.errors import CheckpointError
-from models.manifest import manifest, read_manifest
+from models.manifest import is_installed, manifest, read_manifest
 
 CHECKPOINT_FORMAT = "1"
 
@@ -37,6 +37,13 @@ class Checkpoint:
     def model_id(self) -> bytes:
         """Return the four bytes that files name this checkpoint by."""
         return bytes.fromhex(self.sha256[:8])
+
+
+def lmbdas(checkpoint: Checkpoint) -> list[float]:
+    """Return λ of each rate level of a checkpoint, rounded to six places."""
+    config = checkpoint.config
+    levels, low, high = config["levels"], config["lmbda_min"], config["lmbda_max"]
+    return [round(low * (high / low) ** (level / max(levels - 1, 1)), 6) for level in range(levels)]
 
 
 def save_checkpoint(path: Path, *, model: str, config: dict[str, Any], tensors: dict[str, Tensor], constants_crc: int) -> str:
@@ -62,6 +69,11 @@ def load_checkpoint(name_or_path: str | Path) -> Checkpoint:
     rows = manifest()
     if text not in rows:
         raise CheckpointError(f"no checkpoint is named {text!r}; known: {', '.join(rows)}; or give a .safetensors path")
+    if not is_installed(rows[text]):
+        raise CheckpointError(
+            f"checkpoint {text} is not installed: fetch {rows[text]['file']} from the repository's checkpoints/ and run "
+            f"`codec models --install {rows[text]['file']}`"
+        )
     return _read(checkpoints.FOLDER / rows[text]["file"], text, expected=rows[text]["sha256"])
 
 

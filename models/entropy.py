@@ -19,8 +19,17 @@ from bitstream.coder import StepCoder, SymbolCoder
 from bitstream.errors import CheckpointError
 from bitstream.mixture import Mixtures
 from bitstream.segments import TableRows
-from bitstream.tables import LOG2_UNITS, POW2_BITS, SYMBOL_MAX, MasterTable, gaussian_master, log2_fixed, pow2_fixed, scale_index
-from models.integer import ACT_MAX, SIGNED_MAX, Arithmetic, IntegerLayer, Plane, exact_arithmetic, pixel_shuffle, rshift
+from bitstream.tables import (
+    LOG2_UNITS,
+    POW2_BITS,
+    SYMBOL_MAX,
+    MasterTable,
+    gaussian_master,
+    log2_fixed,
+    pow2_fixed,
+    scale_index,
+)
+from models.integer import SIGNED_MAX, Arithmetic, IntegerLayer, Plane, exact_arithmetic, pixel_shuffle, rshift
 from models.latents import Z_MAX, GainTable, Latents
 from models.layout import TAPS_3X3, EntropyLayout
 from models.rounding import FIXED_BITS, RDO_STRENGTH, choose_symbols
@@ -94,9 +103,7 @@ class IntegerEntropy(GainTable):
                 )
             low = -SIGNED_MAX if layout.act_max == SIGNED_MAX else 0
             if not last and (int(layer.lo.min()) < low or int(layer.hi.max()) > layout.act_max):
-                raise CheckpointError(
-                    f"checkpoint: outputs of {name} leave {low} … {layout.act_max}: damaged, export it again"
-                )
+                raise CheckpointError(f"checkpoint: outputs of {name} leave {low} … {layout.act_max}: damaged, export it again")
         if width != m * layout.outputs:
             raise CheckpointError(f"checkpoint: {width} predictions, expected {m * layout.outputs}: damaged, export it again")
 
@@ -104,8 +111,9 @@ class IntegerEntropy(GainTable):
         """Return log2 of the gains of z (N,) at a level in 1/256, interpolated in integers."""
         return self.interpolate(self.log2_gain_z, level)
 
-    def fix_latents(self, y: Tensor, z: Tensor, level: int) -> Latents:
+    def fix_latents(self, y: Tensor, z: Tensor | None, level: int) -> Latents:
         """Round float y (1, M, h, w) and z (1, N, h/4, w/4) to what the coder takes."""
+        assert z is not None
         log2 = (self.gains_z(level).double() / LOG2_UNITS).exp2().float()
         symbols = z[0].cpu().float().permute(1, 2, 0).reshape(-1, z.shape[1]) * log2 - self.z_offset / 256
         return Latents(self.fix_y(y, level), symbols.nan_to_num_(0.0).clamp_(-Z_MAX, Z_MAX).round_().long())
@@ -139,7 +147,9 @@ class IntegerEntropy(GainTable):
         for i, factor in enumerate(self.layout.hyper, 1):
             h, w, _ = act.shape
             dtype = torch.int32 if i == len(self.layout.hyper) and not self.layout.parameters else torch.int16
-            rows = Plane.of(act, 1).apply(self.layers[f"hyper_{i}"], TAPS_3X3, torch.arange(h * w, device="cpu"), arithmetic, dtype)
+            rows = Plane.of(act, 1).apply(
+                self.layers[f"hyper_{i}"], TAPS_3X3, torch.arange(h * w, device="cpu"), arithmetic, dtype
+            )
             act = pixel_shuffle(rows, h, w, factor)
         return act
 

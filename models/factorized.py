@@ -15,6 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from compressai.entropy_models import EntropyBottleneck
 from compressai.models import FactorizedPrior
 from torch import Tensor, nn
 
@@ -38,6 +39,7 @@ class Factorized(Network):
     def __init__(self, cfg: FactorizedConfig | None = None) -> None:
         cfg = cfg or FactorizedConfig()
         super().__init__(cfg, hyper=False)
+        self.entropy_bottleneck = EntropyBottleneck(cfg.M, init_scale=1.0)  # it sees y / std
         source = FactorizedPrior(cfg.N, cfg.M)
         self.g_a = float32_at(source.g_a, -1)
         self.g_s = float32_at(source.g_s, 0)
@@ -60,9 +62,7 @@ class Factorized(Network):
             y_hat = (ste_round((y / self.std - self.medians) / step) * step + self.medians) * self.std
             noise = torch.rand_like(y) - 0.5
             coded = y / self.std + noise * step if self.training else y_hat / self.std
-            lower, upper = (
-                self.cumulative((coded + side * step).transpose(0, 1).flatten(1)[:, None]) for side in (-0.5, 0.5)
-            )
+            lower, upper = (self.cumulative((coded + side * step).transpose(0, 1).flatten(1)[:, None]) for side in (-0.5, 0.5))
             sign = -torch.sign(lower + upper).detach()  # the difference of sigmoids is exact on the side of small values
             mass = (torch.sigmoid(sign * upper) - torch.sigmoid(sign * lower)).abs()
             b, m, h, w = y.shape

@@ -87,4 +87,4 @@ def _bands(table: MasterTable) -> NDArray[np.int64]:
     f, centre = table.cumulative, -table.lo
     total = f[:, -1] - f[:, 0]
     inside = [f[:, centre + k + 1] - f[:, centre - k] for k in SPREADS]
-    return sum(((total - mass) << 10 >= total).astype(np.int64) for mass in inside)
+    return np.sum([(total - mass) << 10 >= total for mass in inside], axis=0)

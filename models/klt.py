@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +22,7 @@ from compressai.layers import GDN, AttentionBlock, ResidualBlockUpsample, Residu
 from torch import Tensor, nn
 
 from models.layers import Float32, weight_and_bias
-from models.network import Network
+from models.network import Network, zero_start
 from models.swift import Swift
 
 SMALL = 0.5  # the first layer's factor: with γ = 0.1, GDN then bends its largest inputs by a few percent
@@ -98,24 +99,26 @@ def _start_residual(model: Network, x: Tensor) -> Tensor:
     """Set the residual blocks of Cheng's g_a and g_s; return the variances of y."""
     stages: list[tuple[Tensor, Tensor]] = []
     for layer in model.g_a:
-        block = layer.module if isinstance(layer, Float32) else layer
+        block: Any = layer.module if isinstance(layer, Float32) else layer
         if isinstance(block, (ResidualBlockWithStride, nn.Conv2d)):
-            first = block if isinstance(block, nn.Conv2d) else block.conv1
-            channels = first.out_channels
+            first: Any = block if isinstance(block, nn.Conv2d) else block.conv1
+            weight, _ = weight_and_bias(first)
+            channels = len(weight)
             mean, basis = _pairs(x, channels if first is block else channels // 2)
             factor = SMALL if not stages else 1.0
-            kernel, bias = torch.zeros_like(first.weight), torch.zeros(channels)
+            kernel, bias = torch.zeros_like(weight), torch.zeros(channels)
             k = len(basis)
             kernel[:k, :, 1:, 1:] = basis * factor
             bias[:k] = -(basis * mean).sum(dim=(1, 2, 3)) * factor
             if first is not block:
+                residual: Any = block
                 half = channels // 2
                 kernel[half : half + k], bias[half : half + k] = -kernel[:k], -bias[:k]
-                both = torch.zeros_like(block.conv2.weight)
+                both = torch.zeros_like(weight_and_bias(residual.conv2)[0])
                 index = torch.arange(k)
                 both[index, index, 1, 1], both[index, index + half, 1, 1] = 1 / 1.01, -1 / 1.01  # leaky(z) − leaky(−z) = 1.01·z
-                _set(block.conv2, both, torch.zeros(channels))
-                _set(block.skip, torch.zeros_like(block.skip.weight), torch.zeros(channels))
+                _set(residual.conv2, both, torch.zeros(channels))
+                zero_start(residual.skip)
             _set(first, kernel, bias)
             stages.append((mean, basis / factor))
         else:
@@ -125,11 +128,11 @@ def _start_residual(model: Network, x: Tensor) -> Tensor:
         block = layer.module if isinstance(layer, Float32) else layer
         if isinstance(block, (ResidualBlockUpsample, nn.Sequential)):
             mean, basis = stages.pop()
-            up = block[0] if isinstance(block, nn.Sequential) else block.upsample[0]
+            up = block if isinstance(block, nn.Sequential) else block.upsample
             if isinstance(block, ResidualBlockUpsample):
-                nn.init.zeros_(block.conv.weight)
-                nn.init.zeros_(block.conv.bias)
-            kernel, bias = torch.zeros_like(up.weight), torch.zeros(len(up.weight))
+                zero_start(block.conv)
+            weight, _ = weight_and_bias(up)
+            kernel, bias = torch.zeros_like(weight), torch.zeros(len(weight))
             kernel[: basis[0].numel(), : len(basis), 1, 1] = basis.reshape(len(basis), -1).T
             bias[: mean.numel()] = mean.reshape(-1)
             _set(up, kernel, bias)
@@ -138,14 +141,13 @@ def _start_residual(model: Network, x: Tensor) -> Tensor:
     return x.double().var(dim=(0, 2, 3))
 
 
-def _near_identity(block: nn.Module) -> None:
+def _near_identity(block: Any) -> None:
     """Let a residual block add nothing and an attention block next to nothing."""
     if isinstance(block, AttentionBlock):
-        gate = block.conv_b[-1]
-        _set(gate, torch.zeros_like(gate.weight), torch.full_like(gate.bias, -4.0))
+        weight, bias = weight_and_bias(block.conv_b[-1])
+        _set(block.conv_b[-1], torch.zeros_like(weight), torch.full_like(bias, -4.0))
     else:
-        nn.init.zeros_(block.conv2.weight)
-        nn.init.zeros_(block.conv2.bias)
+        zero_start(block.conv2)
 
 
 def _start_lapped(model: Swift, batches: list[Tensor]) -> Tensor:

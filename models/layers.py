@@ -89,6 +89,9 @@ class BlockedGDN(nn.Module):
     What it computes in between stays in the cache.
     """
 
+    gamma: Tensor
+    beta: Tensor
+
     def __init__(self, gdn: GDN) -> None:
         super().__init__()
         self.inverse = gdn.inverse
@@ -114,7 +117,7 @@ class SubpixelDeconv(nn.Module):
         super().__init__()
         weight = deconv.weight.detach()  # (C, O, 5, 5)
         padded = F.pad(weight, (0, 1, 0, 1))  # tap 5 is absent
-        rows = torch.tensor([[a + 2 - 2 * d for d in (-1, 0, 1)] for a in (0, 1)])  # of phase a and offset d: 4, 2, 0 and 5, 3, 1
+        rows = torch.tensor([[a + 2 - 2 * d for d in (-1, 0, 1)] for a in (0, 1)])  # 4, 2, 0; 5, 3, 1
         cells = padded[:, :, rows[:, None, :, None], rows[None, :, None, :]]  # (C, O, 2, 2, 3, 3)
         self.conv = nn.Conv2d(weight.shape[0], 4 * weight.shape[1], 3, padding=1)
         self.conv.weight = nn.Parameter(cells.permute(1, 2, 3, 0, 4, 5).flatten(0, 2).contiguous())

@@ -30,6 +30,11 @@ def read_manifest(path: Path) -> dict[str, dict[str, Any]]:
         raise CheckpointError(f"{path} cannot be read ({error}): reinstall learned-image-codec") from error
 
 
+def is_installed(row: dict[str, Any]) -> bool:
+    """Return whether the file of a manifest row is there: the wheel carries only some of them."""
+    return (checkpoints.FOLDER / row["file"]).exists()
+
+
 def name_of(model_id: bytes) -> str | None:
     """Return the name of the installed checkpoint whose SHA-256 begins with these four bytes, or None."""
     return next((name for name, row in manifest().items() if row["sha256"].startswith(model_id.hex())), None)

@@ -21,7 +21,7 @@ import torch
 from compressai.entropy_models import EntropyBottleneck, GaussianConditional
 from torch import Tensor, nn
 
-from models.layers import Float32
+from models.layers import Float32, weight_and_bias
 from models.layout import EntropyLayout
 from models.rounding import ste_round
 
@@ -50,6 +50,7 @@ class RateConfig:
 class Network(nn.Module):
     """Base of all models. A model sets g_a, g_s, h_a, h_s and writes ``predict``, ``layout`` and ``entropy_layers``."""
 
+    fast_bf16 = True  # whether g_a and h_a may run in bf16 at the encoder
     cfg: Any
     log2_std: Tensor
     g_a: nn.Sequential
@@ -141,8 +142,14 @@ def float32_at(layers: nn.Sequential, *indexes: int) -> nn.Sequential:
     return layers
 
 
-def zero_start(layer: nn.Conv2d) -> None:
+def zero_start(layer: nn.Module) -> None:
     """Start the last layer of an entropy network at mean 0 and scale 1: right for every channel and level."""
-    nn.init.zeros_(layer.weight)
-    assert layer.bias is not None
-    nn.init.zeros_(layer.bias)
+    for parameter in weight_and_bias(layer):
+        nn.init.zeros_(parameter)
+
+
+def rate_distortion(out: dict[str, Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return bits per pixel (B,) and mean squared error in [0, 1] units (B,) of a ``forward`` result."""
+    pixels = x.shape[-2] * x.shape[-1]
+    bits = [-value.log2().flatten(1).sum(1) for key, value in out.items() if key.endswith("_likelihoods")]
+    return torch.stack(bits).sum(0) / pixels, (out["x_hat"] - x).square().flatten(1).mean(1)

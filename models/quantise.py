@@ -1,8 +1,8 @@
 """Turn trained float entropy networks into the integer tensors of a checkpoint, and those into an entropy model.
 
-Activations get 8 bits (7 and a sign behind a leaky ReLU) with a scale per channel, calibrated on training pictures and folded into
-the weights of the next layer; weights get ``WEIGHT_BITS`` bits with a scale per output channel. All of it is data in the
-checkpoint: coding does not depend on how it was chosen.
+Activations get 8 bits (7 and a sign behind a leaky ReLU) with a scale per channel, calibrated on training pictures and
+folded into the weights of the next layer; weights get ``WEIGHT_BITS`` bits with a scale per output channel. All of it is
+data in the checkpoint: coding does not depend on how it was chosen.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from bitstream.tables import LOG2_UNITS, MASTER_BITS, MasterTable, master_from_p
 from models.entropy import CONTEXT_BITS, MEAN_BITS, MEAN_LIMIT, IntegerEntropy
 from models.factorized import Factorized
 from models.factorized_entropy import GRID_REACH, FactorizedEntropy
-from models.integer import ACT_MAX, REQUANT_BITS, SIGNED_MAX, SLOPE_ONE, IntegerLayer
+from models.integer import REQUANT_BITS, SIGNED_MAX, SLOPE_ONE, IntegerLayer
 from models.latents import Z_MAX
 from models.layers import Float32, weight_and_bias
 from models.layout import POINT, TAPS_3X3, EntropyLayout, Taps
@@ -49,7 +49,7 @@ def _activation(layout: EntropyLayout, name: str) -> str:
 
 @torch.inference_mode()
 def calibrate(model: Network, batches: Iterable[Tensor]) -> dict[str, Tensor]:
-    """Return the largest activation per channel behind each entropy layer over (B, 3, H, W) crops at all levels, and of z_hat."""
+    """Return the largest activation per channel behind each entropy layer, and of z_hat, over (B, 3, H, W) crops."""
     layout, peaks = model.layout(), dict[str, Tensor]()
 
     def note(name: str, x: Tensor) -> None:
@@ -58,7 +58,7 @@ def calibrate(model: Network, batches: Iterable[Tensor]) -> dict[str, Tensor]:
         peaks[name] = torch.maximum(peaks[name], peak) if name in peaks else peak
 
     hooks = [
-        layer.register_forward_hook(lambda _, __, out, name=name: note(name, out))  # type: ignore[misc]
+        layer.register_forward_hook(lambda _, __, out, name=name: note(name, out))
         for name, layer in model.entropy_layers().items()
     ]
     if layout.hyper:
@@ -131,7 +131,9 @@ def _predictions(layout: EntropyLayout, m: int) -> tuple[Tensor, Tensor]:
     """Return the unit and the limit of each output of the last layer, in the order weights, means, scales."""
     scale = (2.0**-MEAN_BITS, LINEAR_SCALE_LIMIT) if layout.linear else (1 / LOG2_UNITS, LOG2_SCALE_LIMIT)
     k = max(layout.mixtures, 1)
-    kinds = [(1 / LOG2_UNITS, LOG2_SCALE_LIMIT)] * k * (k > 1) + [(2.0**-MEAN_BITS, MEAN_LIMIT)] * k * layout.means + [scale] * k
+    kinds = (
+        [(1 / LOG2_UNITS, LOG2_SCALE_LIMIT)] * k * (k > 1) + [(2.0**-MEAN_BITS, MEAN_LIMIT)] * k * layout.means + [scale] * k
+    )
     units, limits = zip(*kinds, strict=True)
     return torch.tensor(units).repeat_interleave(m), torch.tensor(limits).repeat_interleave(m)
 

@@ -20,9 +20,9 @@ from bitstream.mixture import mixture_crc
 from bitstream.tables import constants_crc
 from models.checkpoint import Checkpoint, load_checkpoint
 from models.layers import MixedPrecision
-from models.quantise import PREFIX, load_entropy
 from models.layout import EntropyLayout
 from models.network import Network
+from models.quantise import PREFIX, load_entropy
 from models.registry import build
 
 FLOAT_PARTS = ("g_a.", "g_s.", "h_a.")  # what runs in floating point, and lies in a checkpoint as float16
@@ -67,7 +67,8 @@ class LoadedModel:
     """One checkpoint on one device. ``timings`` holds the seconds of each stage of the last call.
 
     ``dtype`` is that of g_s. g_a and h_a run in bf16 on CPUs that are fast at it, as they did in training (imported float32
-    weights excepted): the choice of arithmetic at the encoder changes a file by a little, and nothing of what a file decodes to.
+    weights excepted): the choice of arithmetic at the encoder changes a file by a little, and
+    nothing of what a file decodes to.
     """
 
     def __init__(
@@ -89,7 +90,7 @@ class LoadedModel:
         self.entropy = load_entropy(checkpoint.tensors, network.layout())
         exact = not any(t.dtype == torch.float16 for t in checkpoint.tensors.values())
         if encode_dtype is None:
-            encode_dtype = torch.bfloat16 if not exact and device.type == "cpu" and fast_bf16() else dtype
+            encode_dtype = torch.bfloat16 if network.fast_bf16 and not exact and device.type == "cpu" and fast_bf16() else dtype
         self.g_a = MixedPrecision(network.g_a, device, encode_dtype)
         self.h_a = MixedPrecision(network.h_a, device, encode_dtype) if network.layout().hyper else None
         self._hyper_input = network.hyper_input

@@ -60,3 +60,18 @@ class CropStore:
             piece = image[:, top : top + crop, left : left + crop]
             crops.append(piece.flip(2) if rng.random() < 0.5 else piece)
         return torch.stack(crops).float() / 255
+
+
+def validation_batches(paths: list[Path], size: int, side: int = 512) -> list[Tensor]:
+    """Return (B, 3, H, W) uint8 batches of pictures cut to multiples of 64, at most ``side``; up to ``size`` of equal cut."""
+    batches: list[list[Tensor]] = []
+    filling: dict[tuple[int, ...], list[Tensor]] = {}  # the last batch of each shape
+    for path in paths:
+        image = load_rgb(path)[:, :side, :side]
+        image = image[:, : image.shape[1] // 64 * 64, : image.shape[2] // 64 * 64]
+        batch = filling.get(tuple(image.shape))
+        if batch is None or len(batch) == size:
+            batch = filling[tuple(image.shape)] = []
+            batches.append(batch)
+        batch.append(image)
+    return [torch.stack(batch) for batch in batches]

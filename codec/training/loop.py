@@ -1,4 +1,4 @@
-"""The training loop: Lightning Fabric, bf16 autocast, Adam with warm-up and cosine to zero, EMA, atomic state.
+"""The training loop: Lightning Fabric, bf16 autocast, Adam with warm-up and a schedule, EMA, atomic state.
 
 It is not a framework: one process, one device, one model at a time, one loss (rate + λ·distortion), the schedule in ``Recipe``.
 """
@@ -18,24 +18,21 @@ import numpy as np
 import torch
 from lightning.fabric import Fabric
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import MultiStepLR, ReduceLROnPlateau
 
 from bitstream.errors import UsageError
-from codec.training.data import CropStore, find_images, load_rgb
+from codec.training.data import CropStore, find_images, validation_batches
 from codec.training.recipe import Recipe
 from codec.training.state import read_state, write_state
 from models.klt import klt_start
+from models.network import rate_distortion
 from models.registry import build
 
 log = logging.getLogger(__name__)
 
 VALIDATION_SHARE = 64  # one picture in so many is held out when no validation folder is given
-
-
-def rate_distortion(out: dict[str, Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return bits per pixel (B,) and mean squared error in [0, 1] units (B,) of a ``forward`` result."""
-    pixels = x.shape[-2] * x.shape[-1]
-    bits = sum(-value.log2().flatten(1).sum(1) for key, value in out.items() if key.endswith("_likelihoods"))
-    return bits / pixels, (out["x_hat"] - x).square().flatten(1).mean(1)
+MILESTONES = (40, 90, 140)  # epochs after which "multistep" multiplies the rates by MULTISTEP_FACTOR
+MULTISTEP_FACTOR = 0.5
 
 
 def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
@@ -54,14 +51,79 @@ def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
     return [{"params": groups[name], "lr": rates[name], "base_lr": rates[name]} for name in groups if groups[name]]
 
 
-class Trainer:
-    """One run: model, optimiser, EMA and clock, saved and resumed as one state."""
+def transferable(model: nn.Module, source: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors of another model's state that are weights of this one, by name and shape, layer by layer.
 
-    def __init__(self, recipe: Recipe, dataset: Path, *, valid: Path | None = None, device: str = "auto") -> None:
+    A layer is taken whole or not at all. The gains and standard deviations of y are taken if all of g_a is.
+    """
+    own = dict(model.named_parameters())  # no buffers: the mask of a context is not that of another model
+    unfit = {name for name, value in own.items() if name not in source or source[name].shape != value.shape}
+    layers = {name.rpartition(".")[0] for name in unfit if "." in name}
+    taken = {name: source[name] for name in own if name not in unfit and name.rpartition(".")[0] not in layers}
+    if any(name.startswith("g_a.") and name not in taken for name in own):
+        return {name: value for name, value in taken.items() if not name.startswith("log2_gain")}
+    return taken | {"log2_std": source["log2_std"]}
+
+
+class Schedule:
+    """The part of the learning rate that changes once per epoch, as a factor: a scheduler of torch, or always 1 ("cosine").
+
+    The scheduler drives the rate of an optimiser of its own that starts at 1 and has nothing to optimise.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.unit = torch.optim.SGD([nn.Parameter(torch.zeros(()))], lr=1.0)
+        self.scheduler: MultiStepLR | ReduceLROnPlateau | None = None
+        if name == "multistep":
+            self.scheduler = MultiStepLR(self.unit, list(MILESTONES), gamma=MULTISTEP_FACTOR)
+        elif name == "plateau":
+            self.scheduler = ReduceLROnPlateau(self.unit)
+
+    @property
+    def factor(self) -> float:
+        """Return what the learning rates of the recipe are multiplied by in this epoch."""
+        return float(self.unit.param_groups[0]["lr"])
+
+    @property
+    def needs_loss(self) -> bool:
+        """Return whether the end of an epoch needs a validation loss."""
+        return isinstance(self.scheduler, ReduceLROnPlateau)
+
+    def end_epoch(self, loss: float = math.nan) -> None:
+        """Go on to the next epoch; ``loss`` is that of the validation, where one is needed."""
+        self.unit.step()  # does nothing, but torch wants the optimiser to be first
+        if isinstance(self.scheduler, ReduceLROnPlateau):
+            self.scheduler.step(loss)
+        elif self.scheduler is not None:
+            self.scheduler.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that ``load_state_dict`` needs, as plain numbers."""
+        own = {} if self.scheduler is None else self.scheduler.state_dict()
+        own = {key: value for key, value in own.items() if key != "milestones"}  # a Counter, given by the code
+        return {"factor": self.factor, "scheduler": own}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a ``state_dict`` of the same schedule."""
+        self.unit.param_groups[0]["lr"] = state["factor"]
+        if self.scheduler is not None:
+            self.scheduler.load_state_dict(state["scheduler"])
+
+
+class Trainer:
+    """One run: model, optimiser, EMA and clock, saved and resumed as one state.
+
+    ``start`` is the state of another run, of this model or another, whose averaged weights are taken where they fit.
+    """
+
+    def __init__(
+        self, recipe: Recipe, dataset: Path, *, valid: Path | None = None, start: Path | None = None, device: str = "auto"
+    ) -> None:
         if device == "cuda" and not torch.cuda.is_available():
             raise UsageError("device is cuda, but torch finds no CUDA GPU here: use --device cpu")
         torch.manual_seed(recipe.seed)
         self.recipe = recipe
+        self.model = build(recipe.model, recipe.config)  # first: a bad config is said before the pictures are read
         self.fabric = Fabric(accelerator=device, devices=1, precision="bf16-mixed")
         paths = find_images(dataset, recipe.crop)
         held_out = find_images(valid, 64) if valid else paths[::VALIDATION_SHARE]
@@ -71,15 +133,29 @@ class Trainer:
         if not self.train_paths:
             raise UsageError(f"{dataset}: {len(paths)} pictures, all held out for validation: add more or give --valid")
         self.rng = np.random.default_rng(recipe.seed)
+        self.valid_batches = validation_batches(self.valid_paths, recipe.test_batch_size)
         self.store = CropStore(self.train_paths, self.fabric.device)
-        self.model = build(recipe.model, recipe.config)
+        self.epoch_steps = math.ceil(len(self.train_paths) / recipe.batch_size)
         if recipe.klt_start:
             klt_start(self.model, [self.store.batch(16, recipe.crop, self.rng).cpu() for _ in range(24)])
+        self.start: dict[str, Any] | None = None
+        if start is not None:
+            self._start_from(start)  # what it does not fit keeps the KLT start
         self.model.to(memory_format=torch.channels_last)
         optimizer = torch.optim.Adam(parameter_groups(self.model, recipe), betas=(0.9, 0.99), fused=True)
         self.net, self.optimizer = self.fabric.setup(self.model, optimizer)
         self.ema = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
+        self.schedule = Schedule(recipe.schedule)
         self.step, self.minutes = 0, 0.0
+
+    def _start_from(self, path: Path) -> None:
+        state = read_state(path, torch.device("cpu"))
+        taken = transferable(self.model, state["ema"])
+        if not taken:
+            raise UsageError(f"{path}: no layer of it fits {self.recipe.model}: start from a model of the same widths")
+        self.model.load_state_dict(taken, strict=False)
+        self.start = {"model": state["recipe"]["model"], "step": state["step"], "tensors": len(taken)}
+        log.info("%s: %d tensors taken from %s", path, len(taken), state["recipe"]["model"])
 
     # -- state ---------------------------------------------------------------------------------------------------
 
@@ -94,17 +170,28 @@ class Trainer:
             "minutes": self.minutes,
             "rng": json.dumps(self.rng.bit_generator.state),
             "pictures": len(self.train_paths),
+            "schedule": self.schedule.state_dict(),
+            "start": self.start,
         }
         write_state(path, state)
 
     def load(self, path: Path) -> None:
-        """Resume from a state that ``save`` wrote. Raises UsageError if it is none, or one of another model."""
+        """Resume from a state that ``save`` wrote. Raises UsageError if it is none, or one of another model.
+
+        Learning rates and schedule are those of the recipe; a schedule that is not the state's begins anew.
+        """
         state = read_state(path, self.fabric.device)
+        rates = [group["base_lr"] for group in self.optimizer.param_groups]
         try:
             self.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
         except (RuntimeError, ValueError, KeyError) as error:
             raise UsageError(f"{path}: the state of another model or recipe: give the recipe that it was made with") from error
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+            group["base_lr"] = rate
+        if "schedule" in state and state["recipe"]["schedule"] == self.recipe.schedule:
+            self.schedule.load_state_dict(state["schedule"])
+        self.start = state.get("start")
         self.ema = state["ema"]
         self.step, self.minutes = state["step"], state["minutes"]
         self.rng.bit_generator.state = json.loads(state["rng"])
@@ -112,13 +199,17 @@ class Trainer:
     # -- the loop ------------------------------------------------------------------------------------------------
 
     def progress(self) -> float:
-        """Return how much of the schedule is done, 0 to 1, by steps or by minutes, whichever is further."""
-        return min(1.0, max(self.step / self.recipe.steps, self.minutes / self.recipe.minutes))
+        """Return how much of the schedule is done, 0 to 1, by steps or by epochs or else minutes, whichever is further."""
+        recipe = self.recipe
+        length = self.step / (recipe.epochs * self.epoch_steps) if recipe.epochs else self.minutes / recipe.minutes
+        return min(1.0, max(self.step / recipe.steps, length))
 
     def learning_rate_factor(self) -> float:
-        """Linear warm-up, then half a cosine to zero at the end of the schedule."""
+        """Linear warm-up, then half a cosine to zero at the end of the schedule, or the factor of the epoch."""
         warmup = min(1.0, (self.step + 1) / max(self.recipe.warmup_steps, 1))
-        return warmup * 0.5 * (1 + math.cos(math.pi * self.progress()))
+        if self.recipe.schedule == "cosine":
+            return warmup * 0.5 * (1 + math.cos(math.pi * self.progress()))
+        return warmup * self.schedule.factor
 
     def train_step(self) -> dict[str, float]:
         """Draw a batch, take one optimiser step, update the EMA; return loss, bpp and PSNR (dB) of the batch."""
@@ -127,9 +218,8 @@ class Trainer:
         top = cfg.levels - 1
         draw = self.rng.uniform(-0.25, top + 0.25, size=recipe.batch_size).clip(0, top)
         level = torch.tensor(draw, dtype=torch.float32, device=x.device)
-        lmbda = cfg.lmbda(level)
         bpp, mse = rate_distortion(self.net(x, level), x)
-        loss = ((bpp + lmbda * 255**2 * mse) * (cfg.lmbda_mid / lmbda).sqrt()).mean()
+        loss = self._loss(bpp, mse, level).mean()
         for group in self.optimizer.param_groups:
             group["lr"] = group["base_lr"] * self.learning_rate_factor()
         self.optimizer.zero_grad()
@@ -141,6 +231,11 @@ class Trainer:
         self.step += 1
         return {"loss": loss.item(), "bpp": bpp.mean().item(), "psnr_db": -10 * mse.log10().mean().item()}
 
+    def _loss(self, bpp: Tensor, mse: Tensor, level: Tensor) -> Tensor:
+        """Return rate + λ·distortion (B,), weighted so that all levels have gradients of about the same size."""
+        lmbda = self.model.cfg.lmbda(level)
+        return (bpp + lmbda * 255**2 * mse) * (self.model.cfg.lmbda_mid / lmbda).sqrt()
+
     @torch.no_grad()
     def _update_ema(self) -> None:
         decay = min(self.recipe.ema_decay, (1 + self.step) / (10 + self.step))
@@ -148,24 +243,30 @@ class Trainer:
         names = [n for n, v in state.items() if v.is_floating_point()]
         torch._foreach_lerp_([self.ema[n] for n in names], [state[n] for n in names], 1 - decay)
 
+    def end_epoch(self) -> list[dict[str, float]] | None:
+        """Step the schedule; return the rows of the validation if it needs one."""
+        rows = self.validate() if self.schedule.needs_loss else None
+        self.schedule.end_epoch(float(np.mean([row["loss"] for row in rows])) if rows else math.nan)
+        return rows
+
     @torch.no_grad()
     def validate(self) -> list[dict[str, float]]:
-        """Return estimated bpp and PSNR per level over the held-out pictures, with the EMA weights."""
+        """Return estimated bpp, PSNR and loss per level over the held-out pictures, with the EMA weights."""
         live = {name: value.clone() for name, value in self.model.state_dict().items()}
         self.model.load_state_dict(self.ema)
         self.model.eval()
-        rows = []
-        images = [load_rgb(path).to(self.fabric.device)[:, :512, :512] for path in self.valid_paths]
-        for level in range(self.model.cfg.levels):
+        cfg, rows = self.model.cfg, []
+        for level in range(cfg.levels):
             points = []
-            for image in images:
-                x = image[None, :, : image.shape[1] // 64 * 64, : image.shape[2] // 64 * 64].float() / 255
-                out = self.net(x, torch.tensor([float(level)], device=x.device))
+            for pictures in self.valid_batches:
+                x = pictures.to(self.fabric.device).float() / 255
+                levels = torch.full((len(x),), float(level), device=x.device)
+                out = self.net(x, levels)
                 out["x_hat"] = out["x_hat"].clamp(0, 1)
                 bpp, mse = rate_distortion(out, x)
-                points.append((bpp.item(), -10 * math.log10(mse.item())))
-            bpp_mean, psnr_mean = np.mean(points, axis=0)
-            rows.append({"level": level, "bpp": round(float(bpp_mean), 4), "psnr_db": round(float(psnr_mean), 3)})
+                points.append(torch.stack([bpp, -10 * mse.log10(), self._loss(bpp, mse, levels)]))
+            bpp_mean, psnr_mean, loss = torch.cat(points, dim=1).double().mean(dim=1).tolist()
+            rows.append({"level": level, "bpp": round(bpp_mean, 4), "psnr_db": round(psnr_mean, 3), "loss": round(loss, 6)})
         self.model.load_state_dict(live)
         self.model.train()
         return rows
@@ -186,6 +287,9 @@ class Trainer:
                 means = {key: float(np.mean([row[key] for row in recent])) for key in recent[0]}
                 report({"step": self.step, "minutes": self.minutes, "progress": self.progress(), **means})
                 recent.clear()
+            if self.step % self.epoch_steps == 0 and (rows := self.end_epoch()):
+                report({"step": self.step, "minutes": self.minutes, "levels": rows})
+                validated = self.minutes
             if self.minutes - validated >= self.recipe.validate_minutes:
                 report({"step": self.step, "minutes": self.minutes, "levels": self.validate()})
                 validated = self.minutes

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from pathlib import Path
 from typing import Any
@@ -13,37 +12,31 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from bitstream.errors import UsageError
 from codec.training.loop import Trainer
-from codec.training.recipe import Recipe
+from codec.training.recipe import DEFAULT_RECIPE, Recipe
 from codec.training.state import read_state
-
-DEFAULT_RECIPE = "swift"
 
 
 def train_with_progress(
-    dataset: Path, recipe: str | None, state: Path, *, resume: bool, valid: Path | None, max_minutes: float | None,
-    logdir: Path | None, device: str, changes: dict[str, Any],
+    dataset: Path, state: Path, *, recipe: str | None, model: str | None, start: Path | None, resume: bool,
+    valid: Path | None, max_minutes: float | None, logdir: Path | None, device: str, options: dict[str, Any],
 ) -> None:  # fmt: skip
-    """Train until the schedule or ``max_minutes`` ends. Raises UsageError if ``state`` exists and is not resumed."""
-    if state.exists() and not resume:
-        raise UsageError(f"{state} exists: give --resume to go on with it, or another --state")
-    if not state.absolute().parent.is_dir():
-        raise UsageError(f"{state.parent} is not a folder: create it first")
-    if resume and not state.exists():
-        raise UsageError(f"{state} does not exist: leave --resume away to start")
-    if resume and recipe is None:  # the recipe of the state; only options that were given change it
-        chosen = Recipe(**read_state(state, torch.device("cpu"))["recipe"])
-        chosen = dataclasses.replace(chosen, **{key: value for key, value in changes.items() if value is not None})
-    else:
-        chosen = Recipe.load(recipe or DEFAULT_RECIPE, **changes)
-    trainer = Trainer(chosen, dataset, valid=valid, device=device)
+    """Train until the schedule or ``max_minutes`` ends; ``options`` are those of ``Recipe.with_options``.
+
+    Raises UsageError if ``state`` exists and is not resumed, and for options that contradict each other.
+    """
+    check_state(state, resume)
+    if resume and start is not None:
+        raise UsageError("--start begins a run and --resume goes on with one: give one of them")
+    chosen = choose_recipe(recipe, model, state if resume else None).with_options(**options)
+    if logdir is not None:
+        from torch.utils.tensorboard import SummaryWriter  # before the pictures are read: it may be missing
+    trainer = Trainer(chosen, dataset, valid=valid, start=start, device=device)
     if resume:
         trainer.load(state)
     console = Console(stderr=True)
-    writer = None
-    if logdir is not None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        writer = SummaryWriter(str(logdir))
+    if start is not None and trainer.start is not None:
+        console.print("start: {tensors} tensors of {model} at step {step}".format(**trainer.start))
+    writer = SummaryWriter(str(logdir)) if logdir is not None else None
     columns = (TextColumn("step {task.fields[step]}"), BarColumn(), TextColumn("{task.fields[text]}"), TimeElapsedColumn())
     with Progress(*columns, console=console) as progress:
         task = progress.add_task("train", total=1.0, step=trainer.step, text="")
@@ -64,9 +57,46 @@ def train_with_progress(
     console.print(f"saved {state}; next: codec export {state} --data {dataset}")
 
 
+def check_state(state: Path, resume: bool) -> None:
+    """Raise UsageError unless ``state`` can be written, and is there if and only if it is resumed."""
+    if state.exists() and not resume:
+        raise UsageError(f"{state} exists: give --resume to go on with it, or another --state")
+    if not state.absolute().parent.is_dir():
+        raise UsageError(f"{state.parent} is not a folder: create it first")
+    if resume and not state.exists():
+        raise UsageError(f"{state} does not exist: leave --resume away to start")
+
+
+def choose_recipe(recipe: str | None, model: str | None, resumed: Path | None) -> Recipe:
+    """Return the recipe of that name or path, or that of a resumed state, or the shipped one of the model, or the default.
+
+    Raises UsageError if it is a recipe of another model than ``model``.
+    """
+    if model is not None:
+        shipped = Recipe.of_model(model)  # an unknown model is said as such
+    if recipe is not None:
+        chosen, source = Recipe.load(recipe), f"recipe {recipe}"
+    elif resumed is not None:
+        chosen, source = _recipe_of(resumed), str(resumed)
+    elif model is not None:
+        chosen, source = shipped, f"recipe {model}"
+    else:
+        chosen, source = Recipe.load(DEFAULT_RECIPE), DEFAULT_RECIPE
+    if model is not None and chosen.model != model:
+        raise UsageError(f"--model is {model}, but {source} is of {chosen.model}: give one of them")
+    return chosen
+
+
+def _recipe_of(state: Path) -> Recipe:
+    try:
+        return Recipe(**read_state(state, torch.device("cpu"))["recipe"])
+    except TypeError as error:
+        raise UsageError(f"{state}: its recipe is of another version ({error}): give --recipe") from error
+
+
 def _log(writer: Any, row: dict[str, Any]) -> None:
     for point in row.get("levels", []):
-        for key in ("bpp", "psnr_db"):
+        for key in ("bpp", "psnr_db", "loss"):
             writer.add_scalar(f"validation/{key}/level_{point['level']}", point[key], row["step"])
     for key in ("loss", "bpp", "psnr_db"):
         if key in row:

@@ -1,0 +1,103 @@
+"""The commands about checkpoints: models, import, evaluate. ``codec.cli`` registers them and turns their errors into
+exit codes.
+
+Heavy imports stay inside the commands, as in ``codec.cli``.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from bitstream.errors import UsageError
+
+DEVICES = click.Choice(["auto", "cpu", "cuda"])
+FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
+FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+
+
+def _set_threads(threads: int | None) -> None:
+    if threads:
+        import torch
+
+        torch.set_num_threads(threads)
+
+
+@click.option("--install", type=FILE, help="Add a checkpoint file (.safetensors) to the installed ones.")
+def models(install: Path | None) -> None:
+    """List the installed checkpoints, or install one."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from models.manifest import is_installed, manifest
+
+    if install is not None:
+        from codec.install import install_checkpoint
+
+        name = install_checkpoint(install)
+        click.echo(f"installed {name}: codec encode --model {name} …")
+        return
+    table = Table("name", "model", "id", "parameters", "kMAC/pixel enc", "kMAC/pixel dec", "bpp", "PSNR dB", "steps", "here")
+    for name, row in manifest().items():
+        rd, macs = row["rd"], row["kmac_per_pixel"]
+        span = [f"{rd[0][key]:.2f} … {rd[-1][key]:.2f}" for key in ("bpp", "psnr_db")]
+        cells = (row["model"], row["sha256"][:8], f"{row['parameters'] / 1e6:.1f} M", f"{macs['encode']:.1f}")
+        here = "yes" if is_installed(row) else "no"
+        table.add_row(name, *cells, f"{macs['decode']:.1f}", *span, str(row["steps"]), here)
+    Console().print(table)
+
+
+@click.argument("source", type=FILE)
+@click.option("--as", "name", required=True, help="Name in the manifest.")
+@click.option("--data", type=FOLDER, help="Pictures that calibrate the integer layers (default: synthetic ones).")
+@click.option("--lmbda", type=float, help="λ the weights were trained with, if the file's name does not say it.")
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder (default: the installed checkpoints).")
+@click.option("--threads", type=click.IntRange(1))
+def import_(source: Path, name: str, data: Path | None, lmbda: float | None, out: Path | None, threads: int | None) -> None:
+    """Turn weights that CompressAI saved (a state dict) into a release checkpoint.
+
+    \b
+    codec import bmshj2018-hyperprior-3-6d87be32.pth.tar --as hyperprior-3
+    codec encode photo.png photo.lic --model hyperprior-3
+    """
+    _set_threads(threads)
+    from codec.importing import import_weights
+
+    row = import_weights(source, name, data, lmbda, out)
+    click.echo(
+        f"{name}: {row['model']}, {row['parameters'] / 1e6:.1f} M parameters, λ {row['rd'][0]['lmbda']}, file {row['file']}"
+    )
+
+
+@click.argument("folder", type=FOLDER)
+@click.option("--model", default="swift", show_default=True, help="A name from `codec models`, or a .safetensors path.")
+@click.option("-o", "--out", type=click.Path(path_type=Path), help="Write the rows as JSON.")
+@click.option(
+    "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True, help="Where the transforms run."
+)
+@click.option("--threads", type=click.IntRange(1), help="CPU threads (default: all cores).")
+def evaluate(folder: Path, model: str, out: Path | None, device: str, threads: int | None) -> None:
+    """Print λ, pixels, bits, bpp, PSNR and seconds of a model over the pictures below FOLDER, by real files."""
+    _set_threads(threads)
+    import torch
+    from rich.console import Console
+    from rich.table import Table
+
+    from codec import evaluate as evaluation
+    from codec.api import cached_codec
+    from codec.files import write_atomic
+
+    if out is not None and not out.absolute().parent.is_dir():
+        raise UsageError(f"{out.parent} is not a folder: create it first")
+    coder = cached_codec(model, device)
+    rows = evaluation.evaluate(coder, folder, progress=lambda line: click.echo(line, err=True))
+    table = Table("λ", "pixels", "bits", "bpp", "PSNR dB", "encode s", "decode s")
+    for row in rows:
+        numbers = (f"{row['pixels']:.0f}", f"{row['bits']:.0f}", f"{row['bpp']:.4f}", f"{row['psnr_db']:.2f}")
+        table.add_row(f"{row['lmbda']:g}", *numbers, f"{row['encode_s']:.3f}", f"{row['decode_s']:.3f}")
+    Console().print(table)
+    if out is not None:
+        result = evaluation.summary(coder, folder, rows, torch.get_num_threads())
+        write_atomic(out, (json.dumps(result, indent=1) + "\n").encode(), overwrite=True)

@@ -1,0 +1,87 @@
+"""``codec import``: weights saved by CompressAI become a release checkpoint of ours, with our container and exact decoding.
+
+Activations of the integer layers are calibrated on pictures: a folder of the user's, or noise drawn here.
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import checkpoints
+from bitstream.errors import UsageError
+from codec.release import release
+from codec.training.data import find_images, load_rgb
+from models.importing import LMBDAS, adopt, fold_std
+
+CROPS, SIDE = 32, 256
+
+
+def import_weights(path: Path, name: str, data: Path | None, lmbda: float | None, out: Path | None) -> dict[str, Any]:
+    """Write ``name``.safetensors and its manifest row into ``out`` (default: the installed checkpoints); return the row.
+
+    ``path`` is a state dict that CompressAI saved (also below "state_dict" or "network"). Raises UsageError.
+    """
+    lmbda = lmbda if lmbda is not None else _lmbda_of(path)
+    model, network = adopt(read_weights(path), lmbda)
+    pictures = _pictures(data)
+    fold_std(network, pictures)
+    facts = {
+        "steps": 0,
+        "minutes": 0.0,
+        "data": f"imported from {path.name}, calibrated on "
+        + ("synthetic pictures" if data is None else f"{len(pictures)} crops"),
+    }
+    return release(
+        network, model, name, out or checkpoints.FOLDER, calibration=pictures, held_out=pictures[::8], facts=facts,
+        dtype=torch.float32,
+    )  # fmt: skip
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Return the state dict in a file; no code in it is run. Raises UsageError if there is none."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
+        raise UsageError(f"{path}: not weights that torch can read safely ({str(error).splitlines()[0]})") from error
+    for key in ("state_dict", "network"):
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
+    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
+        raise UsageError(f"{path}: not a state dict: save one with torch.save(model.state_dict(), FILE)")
+    return state
+
+
+def _lmbda_of(path: Path) -> float:
+    """Return λ by the quality in a name such as bmshj2018-hyperprior-3-6d87be32.pth.tar."""
+    found = re.match(r".*(?:factorized|hyperprior|mean|mbt2018|anchor|attn)-([1-8])[-.]", path.name)
+    if not found:
+        raise UsageError(f"{path.name}: the name does not say which λ the weights were trained with: give it with --lmbda")
+    return LMBDAS[int(found.group(1)) - 1]
+
+
+def _pictures(data: Path | None) -> list[Tensor]:
+    """Return (1, 3, 256, 256) crops in [0, 1]: from a folder's pictures, or noise with a photograph's spectrum."""
+    rng = np.random.default_rng(0)
+    if data is not None:
+        crops = []
+        for path in find_images(data, SIDE)[:CROPS]:
+            image = load_rgb(path)
+            top, left = (int(rng.integers(side - SIDE + 1)) for side in image.shape[1:])
+            crops.append(image[None, :, top : top + SIDE, left : left + SIDE].float() / 255)
+        return crops
+    fy, fx = np.fft.fftfreq(SIDE)[:, None], np.fft.rfftfreq(SIDE)
+    falling = 1 / np.maximum(np.hypot(fy, fx), 1 / SIDE)
+    out = []
+    for contrast in np.geomspace(0.05, 0.35, CROPS):
+        gray = rng.normal(size=(1, SIDE, SIDE)) + 0.3 * rng.normal(size=(3, SIDE, SIDE))
+        waves = np.fft.irfft2(np.fft.rfft2(gray) * falling, s=(SIDE, SIDE))
+        waves = np.sign(waves) * np.abs(waves / waves.std()) ** 1.5  # heavy tails, as edges have
+        out.append(torch.from_numpy((rng.uniform(0.3, 0.7) + contrast * waves).clip(0, 1)).float()[None])
+    return out

@@ -1,0 +1,143 @@
+"""From a float network to a release checkpoint: integer entropy path, proofs, measured cost, manifest row.
+
+What is measured is measured on real streams.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tomli_w
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from bitstream.engines import default_engine
+from codec.metrics import bpp, psnr_db
+from models.checkpoint import load_checkpoint, save_checkpoint
+from models.integer import EXACT
+from models.layers import weight_and_bias
+from models.manifest import read_manifest
+from models.network import Network, rate_distortion
+from models.quantise import calibrate, quantise
+from models.runtime import LoadedModel, tables_crc, transforms
+
+HEAD = """# Released checkpoints, written by `codec export` and `codec import`.
+# rd: bits of real streams, every 64th picture of the data.
+
+"""
+
+
+def release(
+    network: Network, model: str, name: str, folder: Path, *, calibration: Iterable[Tensor], held_out: list[Tensor],
+    facts: dict[str, Any], dtype: torch.dtype = torch.float16,
+) -> dict[str, Any]:  # fmt: skip
+    """Write ``name``.safetensors and its manifest row into a folder; return the row.
+
+    ``calibration`` are batches (B, 3, H, W), ``held_out`` pictures (1, 3, H, W) with sides of multiples of 64, in [0, 1];
+    ``facts`` go into the row; ``dtype`` is that of the transforms' weights.
+    """
+    tensors = quantise(network, calibrate(network, calibration)) | transforms(network, dtype)
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder / f".{name}.partial.safetensors"
+    try:
+        config, crc = dataclasses.asdict(network.cfg), tables_crc(network.layout())
+        sha256 = save_checkpoint(partial, model=model, config=config, tensors=tensors, constants_crc=crc)
+        loaded = LoadedModel(load_checkpoint(partial), torch.device("cpu"), encode_dtype=torch.float32)
+        rd, cost = measure(network, loaded, held_out)
+        row = {
+            "file": f"{name}.safetensors",
+            "sha256": sha256,
+            "model": model,
+            "max_level": loaded.entropy.max_level,
+            **facts,
+            "parameters": sum(p.numel() for p in network.parameters()),
+            "kmac_per_pixel": kmac_per_pixel(network),
+            "quantisation_cost_percent": round(cost, 3),
+            "exact_products": exactness(loaded),
+            "rd": rd,
+        }
+        os.replace(partial, folder / row["file"])
+    finally:
+        partial.unlink(missing_ok=True)
+    add_to_manifest(folder / "manifest.toml", name, row)
+    return row
+
+
+def add_to_manifest(path: Path, name: str, row: dict[str, Any]) -> None:
+    """Write a row into a manifest, in place of one of the same name; the other rows stay."""
+    rows = read_manifest(path) if path.exists() else {}
+    rows[name] = row
+    partial = path.with_suffix(".partial")
+    partial.write_text(HEAD + tomli_w.dumps(rows), encoding="utf-8")
+    os.replace(partial, path)
+
+
+@torch.inference_mode()
+def measure(network: Network, loaded: LoadedModel, pictures: list[Tensor]) -> tuple[list[dict[str, float]], float]:
+    """Return RD points per level over real streams, and the bits that the integer path costs over the float one in percent."""
+    engine = default_engine()
+    rows = []
+    float_bits = real_bits = 0.0
+    for level in range(network.cfg.levels):
+        points = []
+        for x in pictures:
+            h, w = x.shape[-2:]
+            payloads, crc = loaded.compress(x, level * 256, engine)
+            x_hat = loaded.decompress(payloads, level * 256, h, w, engine, crc)
+            decoded = (x_hat[0] * 255).round().clamp(0, 255).to(torch.uint8)
+            n_bytes = sum(map(len, payloads))
+            estimate, _ = rate_distortion(network(x, torch.tensor([float(level)])), x)
+            float_bits += float(estimate) * h * w
+            real_bits += 8 * n_bytes
+            original = (x[0] * 255).round().to(torch.uint8)
+            points.append((bpp(n_bytes, w, h), psnr_db(original.numpy(), decoded.numpy())))
+        bpp_mean, psnr_mean = np.mean(points, axis=0)
+        lmbda = float(network.cfg.lmbda(torch.tensor(float(level))))
+        rows.append({"lmbda": round(lmbda, 6), "bpp": round(float(bpp_mean), 4), "psnr_db": round(float(psnr_mean), 3)})
+    return rows, 100 * (real_bits / float_bits - 1)
+
+
+def exactness(loaded: LoadedModel) -> dict[str, Any]:
+    """Return, per integer layer, the number of products it is cut into and the largest proven share of 2^24."""
+    out = {}
+    for name, layer in getattr(loaded.entropy, "layers", {}).items():  # ``factorized`` has none
+        bounds = [int(layer.weight[p].abs().long().sum(0).max()) * layer.act_max for p in layer.parts]
+        out[name] = {"parts": len(layer.parts), "bound": round(max(bounds) / EXACT, 4)}
+    return out
+
+
+@torch.inference_mode()
+def kmac_per_pixel(model: Network, side: int = 256) -> dict[str, float]:
+    """Return thousands of multiply-accumulates per pixel of encoding and decoding, and of each network, by torch's counter."""
+    model = copy.deepcopy(model).requires_grad_(False)  # torch's counter stumbles over parameters that are inputs, as GDN's
+    layout, m = model.layout(), model.cfg.M
+    layers = model.entropy_layers()
+    y = torch.rand(1, m, side // 16, side // 16)
+
+    def count(function: Any, *inputs: Tensor) -> float:
+        with FlopCounterMode(display=False) as counter:
+            function(*inputs)
+        return counter.get_total_flops() / 2 / side**2 / 1000
+
+    parts = {"g_a": count(model.g_a, torch.rand(1, 3, side, side)), "g_s": count(model.g_s, y)}
+    shared = 0.0
+    if layout.hyper:
+        parts["h_a"] = count(model.h_a, y)
+        parts["h_s"] = count(model.h_s, torch.rand(1, model.cfg.N, side // 64, side // 64))
+        if layout.context:  # twelve of its taps count, for checkerboards at half of the positions
+            parts["context"] = count(layers["context"], y) * 12 / 25 / (2 if layout.order == "checkerboard" else 1)
+            chosen = [layer for name, layer in layers.items() if name.startswith("parameters")]
+            widths = [weight_and_bias(layer)[0].shape[1] for layer in chosen]
+            parts["parameters"] = sum(
+                count(layer, torch.rand(1, width, side // 16, side // 16)) for layer, width in zip(chosen, widths, strict=True)
+            )
+        shared = sum(parts.get(name, 0.0) for name in ("h_s", "context", "parameters"))
+    totals = {"encode": parts["g_a"] + parts.get("h_a", 0.0) + shared, "decode": parts["g_s"] + shared}
+    return {key: round(value, 2) for key, value in (totals | parts).items()}
