@@ -16,6 +16,7 @@ import numpy as np
 from bitstream.errors import UsageError
 from codec import images
 from codec.api import Codec
+from codec.machine import cpu_name
 from codec.metrics import bpp, psnr_db
 from models.checkpoint import lmbdas
 
@@ -65,6 +66,7 @@ def summary(coder: Codec, folder: Path, rows: list[dict[str, float]], threads: i
         "checkpoint": row.sha256,
         "pictures": folder.name,
         "threads": threads,
+        "cpu": cpu_name(),
         "versions": {"torch": torch.__version__, "python": platform.python_version()},
         "rows": rows,
     }

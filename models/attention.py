@@ -20,6 +20,7 @@ from compressai.entropy_models import GaussianMixtureConditional
 from compressai.models import Cheng2020Anchor, Cheng2020Attention
 from torch import Tensor, nn
 
+from bitstream.errors import UsageError
 from models.layers import Float32, weight_and_bias
 from models.layout import EntropyLayout
 from models.network import Network, RateConfig, float32_at, zero_start
@@ -36,11 +37,15 @@ class AttentionConfig(RateConfig):
     attention_blocks: bool = True
     linear_scale: bool = False
 
+    def __post_init__(self) -> None:
+        if self.M != self.N:
+            raise UsageError(f"model attention: M is {self.M} and N is {self.N}, expected equal: set both")
+
 
 class Attention(Network):
     """The training network. ``forward`` gives x_hat and likelihoods; real bits come from ``models.entropy``."""
 
-    fast_bf16 = False  # training it in bf16 and channels_last corrupts memory on AVX512-BF16 CPUs (torch 2.15)
+    bf16_channels_last = False  # it corrupts memory in training on AVX512-BF16 CPUs (torch 2.15, seen three times)
     cfg: AttentionConfig
 
     def __init__(self, cfg: AttentionConfig | None = None) -> None:

@@ -16,14 +16,14 @@ from torch import Tensor
 from bitstream.coder import SymbolCoder
 from bitstream.errors import CheckpointError
 from bitstream.segments import TableRows
-from bitstream.tables import POW2_BITS, SYMBOL_MAX, MasterTable, pow2_fixed
+from bitstream.tables import LOG2_UNITS, POW2_BITS, SYMBOL_MAX, MasterTable, pow2_fixed
 from models.integer import rshift
 from models.latents import GainTable, Latents
 from models.layout import EntropyLayout
 from models.rounding import FIXED_BITS
 
 GRID_REACH = 2 * (SYMBOL_MAX + 1)  # half steps on either side of the median
-MEAN_BITS = 10  # medians are in 1/1024 of a standard deviation
+MEDIAN_BITS = 16  # medians are in 1/65536 of a standard deviation
 SPREADS = (1, 7, 31)  # a channel is in the first band whose ± symbols hold all but 1/1024 of its mass
 
 
@@ -34,7 +34,7 @@ class FactorizedEntropy(GainTable):
     layout: EntropyLayout
     grid: NDArray[np.int64]  # (M, 2·GRID_REACH + 1) cumulative density in 2^-30
     log2_grid: Tensor  # (M,) int64: the gain whose half steps the grid has
-    offset: Tensor  # (M,) int64: medians in 1/1024 of a standard deviation
+    offset: Tensor  # (M,) int64: medians in 1/65536 of a standard deviation
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -47,8 +47,21 @@ class FactorizedEntropy(GainTable):
             raise CheckpointError("checkpoint: a density falls or leaves 0 … 2^30: damaged, export it again")
 
     def fix_latents(self, y: Tensor, z: Tensor | None, level: int) -> Latents:
-        """Round float y (1, M, h, w) to what the coder takes; there is no z."""
-        return Latents(self.fix_y(y, level))
+        """Round float y (1, M, h, w) to what the coder takes; there is no z.
+
+        The rest of the medians below 1/256 is taken off here: it decides symbols, and only the encoder needs to know.
+        """
+        exact = (
+            self.offset * ((self.gains(level) + self.log2_std).double() / LOG2_UNITS).exp2() / 2 ** (MEDIAN_BITS - FIXED_BITS)
+        )
+        rest = (exact - self.means(level)) / 2**FIXED_BITS  # of a symbol
+        inverse = (-self.gains(level).double() / LOG2_UNITS).exp2()
+        return Latents(self.fix_y(y.cpu() - (rest * inverse).float()[:, None, None], level))
+
+    def means(self, level: int) -> Tensor:
+        """Return what a symbol 0 stands for (M,) in 1/256, at a level in 1/256."""
+        multiplier = torch.from_numpy(pow2_fixed((self.gains(level) + self.log2_std).numpy()))
+        return rshift(self.offset * multiplier, POW2_BITS + MEDIAN_BITS - FIXED_BITS)
 
     def master(self, level: int) -> MasterTable:
         """Return the master rows of all channels at a level in 1/256."""
@@ -70,8 +83,7 @@ class FactorizedEntropy(GainTable):
         order = np.argsort(band, kind="stable")
         rank = np.argsort(order, kind="stable").astype(np.uint16)
         edges = tuple(int((band <= i).sum()) for i in range(len(SPREADS)))
-        means = rshift(self.offset * torch.from_numpy(pow2_fixed((self.gains(level) + self.log2_std).numpy())),
-                       POW2_BITS + MEAN_BITS - FIXED_BITS)  # fmt: skip
+        means = self.means(level)
         source = TableRows(MasterTable(table.lo, table.cumulative[order]), np.tile(rank, h * w), edges)
         symbols = None
         if latents is not None:

@@ -55,11 +55,14 @@ class GainTable:
         return self.interpolate(self.log2_gain, level)
 
     def fix_y(self, y: Tensor, level: int) -> Tensor:
-        """Return float y (1, M, h, w) times its gain in 1/256, (h·w, M) int64."""
+        """Return float y (1, M, h, w) times its gain in 1/256, rounded down, (h·w, M) int64.
+
+        Down, so that rounding a residual of it to a symbol is rounding the residual of y itself.
+        """
         log2 = self.gains(level) + FIXED_BITS * LOG2_UNITS
         fixed = y[0].cpu().float().permute(1, 2, 0).reshape(-1, y.shape[1]) * (log2.double() / LOG2_UNITS).exp2().float()
         limit = float(2**30)
-        return fixed.nan_to_num_(0.0).clamp_(-limit, limit).round_().long()
+        return fixed.nan_to_num_(0.0).clamp_(-limit, limit).floor_().long()
 
     def float_latents(self, y_hat: Tensor, level: int) -> Tensor:
         """Return y_hat / gain as float32 (1, M, h, w) for g_s from integer (h, w, M)."""

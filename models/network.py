@@ -50,7 +50,7 @@ class RateConfig:
 class Network(nn.Module):
     """Base of all models. A model sets g_a, g_s, h_a, h_s and writes ``predict``, ``layout`` and ``entropy_layers``."""
 
-    fast_bf16 = True  # whether g_a and h_a may run in bf16 at the encoder
+    bf16_channels_last = True  # whether bf16 may run in channels_last: training does, and g_a and h_a on CPUs fast at it
     cfg: Any
     log2_std: Tensor
     g_a: nn.Sequential

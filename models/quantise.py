@@ -18,7 +18,7 @@ from bitstream.errors import CheckpointError
 from bitstream.tables import LOG2_UNITS, MASTER_BITS, MasterTable, master_from_pmf
 from models.entropy import CONTEXT_BITS, MEAN_BITS, MEAN_LIMIT, IntegerEntropy
 from models.factorized import Factorized
-from models.factorized_entropy import GRID_REACH, FactorizedEntropy
+from models.factorized_entropy import GRID_REACH, MEDIAN_BITS, FactorizedEntropy
 from models.integer import REQUANT_BITS, SIGNED_MAX, SLOPE_ONE, IntegerLayer
 from models.latents import Z_MAX
 from models.layers import Float32, weight_and_bias
@@ -173,7 +173,7 @@ def _densities(model: Factorized, log2_grid: Tensor) -> dict[str, Tensor]:
     return {
         "y_cumulative": (cumulative * 2.0**MASTER_BITS).round().int().cummax(dim=1).values,
         "log2_grid": log2_grid.clone(),
-        "y_offset": (model.medians[:, 0, 0] * 2**MEAN_BITS).round().int(),
+        "y_offset": (model.medians[:, 0, 0] * 2**MEDIAN_BITS).round().int(),
     }
 
 

@@ -90,7 +90,8 @@ class LoadedModel:
         self.entropy = load_entropy(checkpoint.tensors, network.layout())
         exact = not any(t.dtype == torch.float16 for t in checkpoint.tensors.values())
         if encode_dtype is None:
-            encode_dtype = torch.bfloat16 if network.fast_bf16 and not exact and device.type == "cpu" and fast_bf16() else dtype
+            fast = network.bf16_channels_last and not exact and device.type == "cpu" and fast_bf16()
+            encode_dtype = torch.bfloat16 if fast else dtype
         self.g_a = MixedPrecision(network.g_a, device, encode_dtype)
         self.h_a = MixedPrecision(network.h_a, device, encode_dtype) if network.layout().hyper else None
         self._hyper_input = network.hyper_input

@@ -14,7 +14,9 @@ from pathlib import Path
 import click
 import torch
 
-from codec.training.export import measure, trained_model
+from codec.release import measure
+from codec.training.data import load_rgb
+from codec.training.export import trained_model
 from codec.training.state import read_state
 from models.checkpoint import load_checkpoint
 from models.runtime import LoadedModel
@@ -31,7 +33,8 @@ def main(state: Path, folder: Path, out: Path, model: str) -> None:
     _, network = trained_model(state, read_state(state, cpu))
     loaded = LoadedModel(load_checkpoint(model), cpu, encode_dtype=torch.float32)
     paths = sorted(folder.glob("*.png"))
-    rd, cost = measure(network, loaded, paths, side=2**24)
+    pictures = [load_rgb(path)[None].float() / 255 for path in paths]
+    rd, cost = measure(network, loaded, [x[..., : x.shape[2] // 64 * 64, : x.shape[3] // 64 * 64] for x in pictures])
     result = {
         "checkpoint": loaded.checkpoint.sha256,
         "pictures": len(paths),

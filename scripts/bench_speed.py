@@ -26,6 +26,7 @@ from compressai.zoo import bmshj2018_hyperprior
 from PIL import Image
 
 from codec.api import Codec
+from codec.machine import cpu_name
 from codec.metrics import bpp
 
 
@@ -82,14 +83,6 @@ def main(picture: Path, out: Path, runs: int, threads: int, qualities: str) -> N
     }
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-
-
-def cpu_name() -> str:
-    """Return the processor's name where Linux tells it."""
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
 
 
 if __name__ == "__main__":

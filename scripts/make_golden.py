@@ -1,9 +1,9 @@
-"""Make the golden files of a format version: a tiny frozen checkpoint, files coded with it, the pictures they decode to.
+"""Make the golden files of a format version: tiny frozen checkpoints, files coded with them, the pictures they decode to.
 
     python scripts/make_golden.py
 
-Run once per format version; it refuses to touch what exists. Old golden files must decode for ever: never make them again
-to mend a test. Pictures are drawn from arithmetic here, nothing is downloaded.
+Run once per format version and model; it refuses to touch what exists. Old golden files must decode for ever: never make
+them again to mend a test. Pictures are drawn from arithmetic here, nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -15,18 +15,32 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bitstream.tables import constants_crc
 from codec.api import Codec
 from codec.images import Pixels
+from models.attention import AttentionConfig
 from models.checkpoint import save_checkpoint
+from models.factorized import FactorizedConfig
+from models.hyperprior import HyperpriorConfig
+from models.joint import ContextConfig
 from models.klt import klt_start
+from models.network import Network, RateConfig
 from models.quantise import calibrate, quantise
-from models.swift import Swift, SwiftConfig
+from models.registry import build
+from models.runtime import tables_crc, transforms
+from models.swift import SwiftConfig
 
 FOLDER = Path(__file__).resolve().parent.parent / "tests" / "golden"
-TINY = SwiftConfig(C=24, D=32, M=32, N=16, blocks_8=1, blocks_16=1, hyper=16, features=16, hidden=24, levels=4)
+TINY: dict[str, RateConfig] = {
+    "swift": SwiftConfig(C=24, D=32, M=32, N=16, blocks_8=1, blocks_16=1, hyper=16, features=16, hidden=24, levels=4),
+    "factorized": FactorizedConfig(N=8, M=8, levels=4),  # each channel of y has a table of 16 kB
+    "hyperprior": HyperpriorConfig(N=16, M=16, levels=4),
+    "joint": ContextConfig(N=16, M=16, levels=4),
+    "checkerboard": ContextConfig(N=16, M=16, levels=4),
+    "attention": AttentionConfig(N=12, M=12, levels=4),
+}
 SIZES = {"1x1": (1, 1), "1x37": (37, 1), "63x64": (64, 63), "65x129": (129, 65), "128x96": (96, 128)}  # (height, width)
 QUALITIES = (0, 33, 100)
+FEW_SIZES, FEW_QUALITIES = ("1x37", "65x129"), (33, 100)  # of all models but swift
 
 
 def scene(h: int, w: int, seed: int) -> Pixels:
@@ -48,34 +62,57 @@ def crops(seed: int, count: int = 4, side: int = 128) -> Tensor:
     return torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255
 
 
-def tiny_checkpoint(path: Path) -> None:
-    """Write a small model: KLT transforms, entropy networks with random weights large enough to matter."""
+def tiny_checkpoint(path: Path, name: str) -> None:
+    """Write a small model: KLT transforms, entropy model with random weights large enough to matter."""
     torch.manual_seed(1)
     torch.set_num_threads(1)
-    model = Swift(TINY).eval()
+    config = dataclasses.asdict(TINY[name])
+    model = build(name, config).eval()
     klt_start(model, [crops(100), crops(200)])
     with torch.no_grad():
-        model.parameters_net.out.module.weight.normal_(0, 0.3)
-        model.parameters_net.out.module.bias.normal_(0, 0.1)
+        stir(model, name)
         model.log2_gain.add_(torch.randn_like(model.log2_gain) * 0.2)
     tensors = quantise(model, calibrate(model, [crops(300 + 10 * i) for i in range(8)]))
-    floats = {key: value.half() for key, value in model.state_dict().items() if key.startswith(("g_a.", "g_s.", "h_a."))}
-    config = dataclasses.asdict(TINY)
-    save_checkpoint(path, model="swift", config=config, tensors=floats | tensors, constants_crc=constants_crc())
+    tensors |= transforms(model, torch.float16)
+    save_checkpoint(path, model=name, config=config, tensors=tensors, constants_crc=tables_crc(model.layout()))
+
+
+def stir(model: Network, name: str) -> None:
+    """Give a fresh entropy model weights that matter."""
+    bottleneck = model.entropy_bottleneck
+    if name == "factorized":
+        for key, parameter in bottleneck.named_parameters():
+            if key != "quantiles":
+                parameter.add_(torch.randn_like(parameter) * 0.2)
+            if key == "matrices.0":
+                parameter.add_(1.5)  # a fresh density is some ten standard deviations wide
+        bottleneck.quantiles[:, 0, 1] = torch.randn(model.cfg.M) * 0.3
+        return
+    if name == "hyperprior":
+        bottleneck.quantiles[:, 0, 1] = torch.randn(model.cfg.N) * 0.7
+    last = list(model.entropy_layers().values())[-1].module  # type: ignore[union-attr]
+    last.weight.normal_(0, 0.3)
+    last.bias.add_(torch.randn_like(last.bias) * 0.1)
 
 
 def main() -> None:
     """Write what is missing."""
     FOLDER.mkdir(parents=True, exist_ok=True)
-    checkpoint = FOLDER / "tiny-swift.safetensors"
-    if not checkpoint.exists():
-        tiny_checkpoint(checkpoint)
-    coder = Codec(checkpoint, "cpu")
-    for number, (name, (h, w)) in enumerate(SIZES.items()):
-        for quality in QUALITIES:
-            pixels = scene(h, w, number)
-            write(coder, f"v1-{name}-q{quality}", pixels, quality)
-        write(coder, f"v1-gray-{name}", scene(h, w, number)[:, :, 0], 66)
+    for model in TINY:
+        checkpoint = FOLDER / f"tiny-{model}.safetensors"
+        if not checkpoint.exists():
+            tiny_checkpoint(checkpoint, model)
+        coder = Codec(checkpoint, "cpu")
+        of = "" if model == "swift" else f"{model}-"
+        for number, (name, (h, w)) in enumerate(SIZES.items()):
+            if model != "swift" and name not in FEW_SIZES:
+                continue
+            for quality in QUALITIES if model == "swift" else FEW_QUALITIES:
+                write(coder, f"v1-{of}{name}-q{quality}", scene(h, w, number), quality)
+            if model == "swift":
+                write(coder, f"v1-gray-{name}", scene(h, w, number)[:, :, 0], 66)
+        if model in ("joint", "attention"):
+            write(coder, f"v1-{of}gray-260x200", scene(200, 260, 9)[:, :, 0], 66)  # two segments of wavefronts
 
 
 def write(coder: Codec, name: str, pixels: Pixels, quality: float) -> None:

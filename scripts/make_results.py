@@ -1,7 +1,7 @@
-"""Write README's results section from results/*.json. Nothing in it is typed by hand.
+"""Write the results in README.md and docs/models.md from results/*.json and the manifest. Nothing in them is typed by hand.
 
-python scripts/make_results.py            # rewrite README.md
-python scripts/make_results.py --check    # exit 1 if README.md does not match the JSON
+python scripts/make_results.py            # rewrite them
+python scripts/make_results.py --check    # exit 1 if one does not match the JSON
 """
 
 from __future__ import annotations
@@ -11,11 +11,19 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import bjontegaard
 import click
+import numpy as np
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 ROOT = Path(__file__).resolve().parent.parent
 BEGIN = "<!-- results: written by scripts/make_results.py from results/*.json -->\n"
 END = "<!-- end of results -->\n"
+ORDER = ("factorized", "hyperprior", "checkerboard", "joint", "attention", "swift")
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
@@ -52,25 +60,97 @@ def speed(result: dict[str, Any]) -> str:
     return (
         f"In-process times for {picture['width']}×{picture['height']} pixels, {result['threads']} threads, "
         f"{result['machine']['cpu']}, medians of {result['runs']} runs, beside {result['peer']} in the same run. "
-        "On CPUs with AMX the encoder's networks run in bf16.\n\n" + table(head, rows)
+        "On CPUs with AMX or AVX512-BF16 the encoder's networks run in bf16.\n\n" + table(head, rows)
+    )
+
+
+def bd_rate(anchor: list[dict[str, float]], rows: list[dict[str, float]]) -> float | None:
+    """Return the BD-rate in percent of rows against an anchor, None if their qualities overlap by less than 1 dB."""
+    spans = [(min(r["psnr_db"] for r in curve), max(r["psnr_db"] for r in curve)) for curve in (anchor, rows)]
+    if min(high for _, high in spans) - max(low for low, _ in spans) < 1:
+        return None
+    curves = [(np.array([r["bpp"] for r in curve]), np.array([r["psnr_db"] for r in curve])) for curve in (anchor, rows)]
+    return float(bjontegaard.bd_rate(*curves[0], *curves[1], method="akima", min_overlap=0))
+
+
+def models() -> str:
+    """Return the tables of docs/models.md."""
+    results = {path.stem: json.loads(path.read_text()) for path in sorted((ROOT / "results" / "models").glob("*.json"))}
+    quoted = json.loads((ROOT / "results" / "quoted.json").read_text())
+    rows = tomllib.loads((ROOT / "checkpoints" / "manifest.toml").read_text(encoding="utf-8"))
+    names = [name for name in ORDER if name in results]
+    overview = []
+    for name in names:
+        row, times = rows[name], results[name]["rows"]
+        config = row["recipe"].get("config", {})
+        width = f"{config['N']}/{config['M']}" if "N" in config else "192/320"
+        macs = row["kmac_per_pixel"]
+        seconds = [f"{np.mean([r[key] for r in times]):.3f}" for key in ("encode_s", "decode_s")]
+        overview.append([f"`{name}`", width, f"{row['parameters'] / 1e6:.1f}", f"{macs['encode']:.1f}", f"{macs['decode']:.1f}",
+                         str(row["steps"]), f"{row['quantisation_cost_percent']:+.2f} %", *seconds])  # fmt: skip
+    first = next(iter(results.values()))
+    out = (
+        f"Means over the Kodak pictures, real files, {first['threads']} threads, torch {first['versions']['torch']}, "
+        f"{first['cpu']}. kMAC per pixel by torch's flop counter.\n\n"
+    )
+    head = ["model", "N/M", "parameters (M)", "kMAC/pixel enc", "kMAC/pixel dec", "training steps", "cost of integers", "encode (s)",
+            "decode (s)"]  # fmt: skip
+    out += table(head, overview)
+    out += "\nBits at equal PSNR, BD-rate in percent of the row against the column (negative: fewer bits):\n\n"
+    grid = []
+    for name in names:
+        values = [bd_rate(results[other]["rows"], results[name]["rows"]) for other in names]
+        grid.append([f"`{name}`"] + ["" if v is None else f"{v:+.1f}" for v in values])
+    out += table(["", *(f"`{name}`" for name in names)], grid)
+    for name in names:
+        out += f"\n### `{name}`, measured\n\n"
+        cells = [
+            [f"{r['lmbda']:g}", f"{r['pixels']:.0f}", f"{r['bits']:.0f}", f"{r['bpp']:.4f}", f"{r['psnr_db']:.2f}",
+             f"{r['encode_s']:.3f}", f"{r['decode_s']:.3f}"]
+            for r in results[name]["rows"]
+        ]  # fmt: skip
+        out += table(["λ", "pixels", "bits", "bpp", "PSNR (dB)", "encode (s)", "decode (s)"], cells)
+        for source in quoted.get(name, []):
+            points = ", ".join(f"{b:.3f}/{p:.2f}" for b, p in zip(source["bpp"], source["psnr_db"], strict=True))
+            value = bd_rate([{"bpp": b, "psnr_db": p} for b, p in zip(source["bpp"], source["psnr_db"], strict=True)],
+                            results[name]["rows"])  # fmt: skip
+            against = "" if value is None else f" Ours against it: {value:+.1f} %."
+            out += f"\nQuoted, {source['name']} ({source['source']}), bpp/dB: {points}.{against}\n"
+    return out + contexts(json.loads((ROOT / "results" / "contexts.json").read_text()))
+
+
+def contexts(result: dict[str, Any]) -> str:
+    """Return the section on the speed of contexts."""
+    seconds = [[name, f"{s['encode']:.3f}", f"{s['decode']:.3f}"] for name, s in result["median_s"].items()]
+    faster, ratio, streams = result["times_faster"], result["checkerboard_to_hyperprior"], result["joint_streams"]
+    return (
+        f"\n### Contexts\n\n{result['picture']['width']}×{result['picture']['height']} pixels, N = M = 192, "
+        f"{result['threads']} threads, "
+        f"{result['machine']['cpu']}, medians of {result['runs']} runs that alternate:\n\n"
+        + table(["", "encode (s)", "decode (s)"], seconds)
+        + f"\n`joint` encodes {faster['encode']:.1f} and decodes {faster['decode']:.1f} times faster than CompressAI's "
+        "mbt2018; "
+        f"`checkerboard` decodes in {ratio['decode']:.2f} of `hyperprior`'s time. The segments of wavefronts cost "
+        f"{streams['segments_cost_percent']:.2f} % of the bytes at {streams['bpp']:.2f} bpp.\n"
     )
 
 
 @click.command()
 @click.option("--check", is_flag=True)
 def main(check: bool) -> None:
-    """Rewrite the section between the markers."""
+    """Rewrite the sections between the markers."""
     kodak, times = (json.loads((ROOT / "results" / f"{name}.json").read_text()) for name in ("kodak", "speed"))
-    section = f"\n{rate_distortion(kodak)}\n{speed(times)}\n"
-    path = ROOT / "README.md"
-    text = path.read_text(encoding="utf-8")
-    head, rest = text.split(BEGIN)
-    _, tail = rest.split(END)
-    new = head + BEGIN + section + END + tail
-    if check and new != text:
-        sys.exit("README.md does not match results/*.json: run scripts/make_results.py")
-    if not check:
-        path.write_text(new, encoding="utf-8")
+    sections = {"README.md": f"\n{rate_distortion(kodak)}\n{speed(times)}\n", "docs/models.md": f"\n{models()}\n"}
+    for name, section in sections.items():
+        path = ROOT / name
+        text = path.read_text(encoding="utf-8")
+        head, rest = text.split(BEGIN)
+        _, tail = rest.split(END)
+        new = head + BEGIN + section + END + tail
+        if check and new != text:
+            sys.exit(f"{name} does not match results/*.json: run scripts/make_results.py")
+        if not check:
+            path.write_text(new, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Files of every format version decode for ever: the same symbols, and pixels within one grey level."""
+"""Files of every format version and model decode for ever: the same symbols, and pixels within one grey level."""
 
 from __future__ import annotations
 
@@ -10,9 +10,15 @@ from PIL import Image
 
 from bitstream.container import Container
 from bitstream.engines.reference import ReferenceEngine
-from codec import info
+from codec import Codec, info
+from models.registry import MODELS
 
 FILES = sorted((Path(__file__).parent / "golden").glob("*.lic"))
+
+
+def model_of(path: Path) -> str:
+    """Return the model in a file's name; the oldest files, all of swift, name none."""
+    return next((name for name in MODELS if path.stem.startswith(f"v1-{name}-")), "swift")
 
 
 @pytest.fixture(params=FILES, ids=lambda path: path.stem)
@@ -21,29 +27,42 @@ def file(request) -> Path:
     return request.param
 
 
-def test_there_are_enough_golden_files():
-    assert len(FILES) >= 20
+@pytest.fixture(scope="module")
+def codecs(golden) -> dict[str, Codec]:
+    """A Codec for each model, with the checkpoint that its golden files were coded with."""
+    return {name: Codec(golden / f"tiny-{name}.safetensors", "cpu") for name in MODELS}
 
 
-def test_decodes_to_the_picture_beside_it(tiny_codec, file):
-    image = tiny_codec.decode(file.read_bytes())  # raises DesyncError if a symbol differs
+@pytest.fixture
+def codec(codecs, file) -> Codec:
+    """The Codec of the golden file."""
+    return codecs[model_of(file)]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_model_has_golden_files(name):
+    assert sum(model_of(path) == name for path in FILES) >= (20 if name == "swift" else 4)
+
+
+def test_decodes_to_the_picture_beside_it(codec, file):
+    image = codec.decode(file.read_bytes())  # raises DesyncError if a symbol differs
     with Image.open(file.with_suffix(".png")) as expected:
         assert (image.mode, image.size) == (expected.mode, expected.size)
         difference = np.asarray(image).astype(int) - np.asarray(expected).astype(int)
     assert np.abs(difference).max() <= 1  # the synthesis is floating point: another CPU may round another way
 
 
-def test_python_engine_finds_the_same_symbols(tiny_codec, file):
+def test_python_engine_finds_the_same_symbols(codec, file):
     container = Container.unpack(file.read_bytes())
     header = container.header
     payloads = [payload for _, payload in container.chunks]
-    _, crc = tiny_codec.model.decode_latents(payloads, header.level, header.height, header.width, ReferenceEngine())
+    _, crc = codec.model.decode_latents(payloads, header.level, header.height, header.width, ReferenceEngine())
     assert crc == header.symbol_crc
 
 
-def test_info_reads_it(tiny_codec, file):
+def test_info_reads_it(codec, file):
     header = info(file)
     with Image.open(file.with_suffix(".png")) as expected:
         assert (header.width, header.height) == expected.size
         assert header.gray == (expected.mode == "L")
-    assert header.model_id == tiny_codec.model.checkpoint.model_id
+    assert header.model_id == codec.model.checkpoint.model_id

@@ -123,7 +123,9 @@ class Trainer:
             raise UsageError("device is cuda, but torch finds no CUDA GPU here: use --device cpu")
         torch.manual_seed(recipe.seed)
         self.recipe = recipe
-        self.model = build(recipe.model, recipe.config)  # first: a bad config is said before the pictures are read
+        self.model = build(recipe.model, recipe.config)  # first: what is bad is said before the pictures are read
+        self.start: dict[str, Any] | None = None
+        taken = {} if start is None else self._read_start(start)
         self.fabric = Fabric(accelerator=device, devices=1, precision="bf16-mixed")
         paths = find_images(dataset, recipe.crop)
         held_out = find_images(valid, 64) if valid else paths[::VALIDATION_SHARE]
@@ -136,26 +138,25 @@ class Trainer:
         self.valid_batches = validation_batches(self.valid_paths, recipe.test_batch_size)
         self.store = CropStore(self.train_paths, self.fabric.device)
         self.epoch_steps = math.ceil(len(self.train_paths) / recipe.batch_size)
-        if recipe.klt_start:
+        if recipe.klt_start and "log2_gain" not in taken:
             klt_start(self.model, [self.store.batch(16, recipe.crop, self.rng).cpu() for _ in range(24)])
-        self.start: dict[str, Any] | None = None
-        if start is not None:
-            self._start_from(start)  # what it does not fit keeps the KLT start
-        self.model.to(memory_format=torch.channels_last)
+        self.model.load_state_dict(taken, strict=False)
+        self.memory_format = torch.channels_last if self.model.bf16_channels_last else torch.contiguous_format
+        self.model.to(memory_format=self.memory_format)
         optimizer = torch.optim.Adam(parameter_groups(self.model, recipe), betas=(0.9, 0.99), fused=True)
         self.net, self.optimizer = self.fabric.setup(self.model, optimizer)
         self.ema = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
         self.schedule = Schedule(recipe.schedule)
         self.step, self.minutes = 0, 0.0
 
-    def _start_from(self, path: Path) -> None:
+    def _read_start(self, path: Path) -> dict[str, Tensor]:
         state = read_state(path, torch.device("cpu"))
         taken = transferable(self.model, state["ema"])
         if not taken:
             raise UsageError(f"{path}: no layer of it fits {self.recipe.model}: start from a model of the same widths")
-        self.model.load_state_dict(taken, strict=False)
         self.start = {"model": state["recipe"]["model"], "step": state["step"], "tensors": len(taken)}
         log.info("%s: %d tensors taken from %s", path, len(taken), state["recipe"]["model"])
+        return taken
 
     # -- state ---------------------------------------------------------------------------------------------------
 
@@ -214,7 +215,7 @@ class Trainer:
     def train_step(self) -> dict[str, float]:
         """Draw a batch, take one optimiser step, update the EMA; return loss, bpp and PSNR (dB) of the batch."""
         recipe, cfg = self.recipe, self.model.cfg
-        x = self.store.batch(recipe.batch_size, recipe.crop, self.rng).to(memory_format=torch.channels_last)
+        x = self.store.batch(recipe.batch_size, recipe.crop, self.rng).to(memory_format=self.memory_format)
         top = cfg.levels - 1
         draw = self.rng.uniform(-0.25, top + 0.25, size=recipe.batch_size).clip(0, top)
         level = torch.tensor(draw, dtype=torch.float32, device=x.device)

@@ -7,7 +7,7 @@ import zlib
 import numpy as np
 import pytest
 
-from bitstream import coder as coder_module
+from bitstream import segments
 from bitstream.coder import StreamReader, StreamWriter
 from bitstream.engines.reference import ReferenceEngine
 from bitstream.engines.torchac import TorchacEngine
@@ -152,7 +152,7 @@ def test_bands_are_streams_by_rising_row(engine):
 @pytest.mark.parametrize("cells", [1, 5, 6, 40, 64, 65])
 def test_a_long_stream_is_cut_into_pieces_and_round_trips(engine, monkeypatch, cells):
     """13 symbols of Lp 5 in pieces of cells // 5, at least one symbol each."""
-    monkeypatch.setattr(coder_module, "PIECE_CELLS", cells)
+    monkeypatch.setattr(segments, "PIECE_CELLS", cells)
     symbols = np.array([-2, 1, 0, -1, 1, 1, 0, 0, -2, -2, 1, 0, 1], dtype=np.int16)
     rows = np.resize(np.array([0, 1, 1], dtype=np.uint8), 13)
     payload, crc = write(engine, symbols, rows, SMALL)
@@ -173,9 +173,9 @@ def test_a_long_stream_is_cut_into_pieces_and_round_trips(engine, monkeypatch, c
 
 def test_pieces_hold_2_to_the_25_cells():
     """Part of the format: another value writes files that others cannot read."""
-    assert coder_module.PIECE_CELLS == 2**25
-    assert coder_module._pieces(40_000, 1024) == [slice(0, 32768), slice(32768, 40_000)]
-    assert coder_module._pieces(32_768, 1024) == [slice(0, 32768)]
+    assert segments.PIECE_CELLS == 2**25
+    assert segments.pieces(40_000, 1024) == [slice(0, 32768), slice(32768, 40_000)]
+    assert segments.pieces(32_768, 1024) == [slice(0, 32768)]
 
 
 # --- the symbol CRC

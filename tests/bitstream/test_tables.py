@@ -14,6 +14,7 @@ from bitstream.tables import (
     MasterTable,
     constants_crc,
     gaussian_master,
+    log2_fixed,
     master_from_pmf,
     pow2_fixed,
     pow2_table,
@@ -198,6 +199,38 @@ def test_pow2_never_falls():
 @pytest.mark.parametrize(("log2", "clamped"), [(-5121, -5120), (-(2**31), -5120), (5121, 5120), (2**31, 5120)])
 def test_pow2_clamps_to_20_octaves(log2, clamped):
     assert pow2_fixed(np.array([log2])) == pow2_fixed(np.array([clamped])) == 2 ** (20 + clamped // 256)
+
+
+# --- logarithms
+
+
+def test_log2_is_exact_at_whole_octaves():
+    assert log2_fixed(2 ** np.arange(21)).tolist() == [256 * octave for octave in range(21)]
+
+
+def test_log2_is_the_largest_whose_power_is_not_above():
+    value = np.unique(np.concatenate([np.arange(1, 3000), np.random.default_rng(0).integers(1, 2**20, 2000)]))
+    log2 = log2_fixed(value)
+    assert (pow2_fixed(log2) <= value << 20).all()
+    assert (pow2_fixed(log2 + 1) > value << 20).all()
+    assert (np.diff(log2) >= 0).all()
+
+
+def test_log2_inverts_pow2():
+    """Where neighbouring powers are different integers: from 2^9 on."""
+    log2 = np.arange(9 * 256, 20 * 256 + 1)
+    back = log2_fixed(-(-pow2_fixed(log2) >> 20))  # the power, rounded up to a whole number
+    assert ((back == log2) | (back == log2 + 1)).all()
+    assert (back[::256] == log2[::256]).all()
+
+
+@pytest.mark.parametrize(("value", "log2"), [(0, -5120), (-1, -5120), (-(2**31), -5120), (2**20 + 1, 5120), (2**22, 5120)])
+def test_log2_clamps_to_20_octaves(value, log2):
+    assert log2_fixed(np.array([value])).tolist() == [log2]
+
+
+def test_log2_keeps_the_shape():
+    assert log2_fixed(np.array([[1, 2, 4], [8, 0, 3]], dtype=np.int32)).tolist() == [[0, 256, 512], [768, -5120, 405]]
 
 
 # --- scale indexes

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import hashlib
 import shutil
 from pathlib import Path
@@ -15,7 +17,8 @@ from bitstream.engines.reference import ReferenceEngine
 from bitstream.engines.torchac import TorchacEngine
 from bitstream.errors import EngineError
 from models.klt import klt_start
-from models.registry import MODELS
+from models.network import Network
+from models.registry import MODELS, build
 from models.runtime import LoadedModel
 from models.swift import Swift, SwiftConfig
 
@@ -77,6 +80,86 @@ def network() -> Swift:
             net.parameters_net.out.module.bias.normal_(0, 0.1)
             net.log2_gain.add_(torch.randn_like(net.log2_gain) * 0.2)
     return net
+
+
+SMALL = {"N": 8, "M": 8, "levels": 4}
+VARIANTS = {
+    "factorized": ("factorized", SMALL),
+    "hyperprior": ("hyperprior", SMALL),
+    "hyperprior with means": ("hyperprior", SMALL | {"means": True}),
+    "hyperprior, imported": ("hyperprior", SMALL | {"linear_scale": True}),
+    "joint": ("joint", SMALL),
+    "joint, imported": ("joint", SMALL | {"linear_scale": True, "plain_rounding": True}),
+    "checkerboard": ("checkerboard", SMALL),
+    "attention": ("attention", SMALL),
+    "attention, imported": ("attention", SMALL | {"mixtures": 1, "linear_scale": True}),
+    "anchor": ("attention", SMALL | {"mixtures": 2, "attention_blocks": False}),
+}
+
+
+@functools.cache
+def started(variant: str) -> Network:
+    """Return the variant with a KLT start and all else fresh; copy it to change it."""
+    name, config = VARIANTS[variant]
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        net = build(name, config).eval()
+        klt_start(net, [crops(100), crops(200)])
+    return net
+
+
+@functools.cache
+def stirred(variant: str) -> Network:
+    """Return the variant with a KLT start and an entropy model with weights that matter; copy it to change it."""
+    net = copy.deepcopy(started(variant))
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(4)
+        bottleneck = net.entropy_bottleneck
+        bottleneck.quantiles[:, 0, 1] = torch.randn(len(bottleneck.quantiles)) * 0.3
+        if variant == "factorized":
+            for parameter in (*bottleneck.matrices, *bottleneck.biases, *bottleneck.factors):
+                parameter.add_(0.2 * torch.randn_like(parameter))
+            bottleneck.matrices[0].add_(1.5)  # a fresh density is some ten standard deviations wide
+        else:
+            last = list(net.entropy_layers().values())[-1].module
+            last.weight.normal_(0, 0.2)
+            last.bias.add_(0.1 * torch.randn_like(last.bias))
+            if getattr(net.cfg, "linear_scale", False):
+                m = net.cfg.M
+                last.bias[:m] = 1.0  # the scales come first
+        net.log2_gain.add_(0.2 * torch.randn_like(net.log2_gain))
+    return net
+
+
+@pytest.fixture(scope="session", params=VARIANTS)
+def variant(request) -> str:
+    """A name of VARIANTS."""
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def klt_network(variant) -> Network:
+    """A small float network of one of the report's models or Cheng's, with a KLT start. Do not change it."""
+    return started(variant)
+
+
+@pytest.fixture(scope="session")
+def small_network(variant) -> Network:
+    """The same with entropy networks that have random weights large enough to matter. Do not change it."""
+    return stirred(variant)
+
+
+@pytest.fixture(scope="session")
+def fresh():
+    """Return fresh(variant, **config): an untrained network of a variant, with fields of its config changed."""
+
+    def make(variant: str, **config) -> Network:
+        name, base = VARIANTS[variant]
+        with torch.random.fork_rng():
+            torch.manual_seed(3)
+            return build(name, base | config)
+
+    return make
 
 
 @pytest.fixture

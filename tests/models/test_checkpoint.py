@@ -68,8 +68,10 @@ def test_one_flipped_bit_is_found_by_the_manifests_sha(installed, position):
 
 def test_a_missing_file_is_an_error(installed):
     installed.unlink()
-    with pytest.raises(CheckpointError, match=r"cannot be read \(No such file"):
+    with pytest.raises(CheckpointError, match=r"tiny is not installed: fetch tiny.safetensors .*codec models --install"):
         load_checkpoint("tiny")
+    with pytest.raises(CheckpointError, match=r"cannot be read \(No such file"):
+        load_checkpoint(installed)
 
 
 def test_an_unknown_name_lists_the_known_ones(installed):

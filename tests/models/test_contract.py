@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 
+import numpy as np
 import pytest
 import torch
 
 from bitstream.coder import StreamReader, StreamWriter
+from bitstream.engines import default_engine
 from bitstream.engines.reference import ReferenceEngine
-from bitstream.errors import DesyncError
+from bitstream.errors import CodecError, DesyncError
+from bitstream.mixture import Mixtures
+from bitstream.tables import SCALE_MAX, SCALE_MIN, SCALES
 from models import integer
 from models.integer import exact_arithmetic, int8_is_exact
 from models.runtime import LoadedModel
@@ -53,6 +58,7 @@ SWITCHES = {
     "autocast bf16": lambda: torch.autocast("cpu", torch.bfloat16),
     "default dtype float64": lambda: default_dtype(torch.float64),
     "default dtype bf16": lambda: default_dtype(torch.bfloat16),
+    "default device meta": lambda: torch.device("meta"),
     "deterministic algorithms": lambda: switched(torch.use_deterministic_algorithms, True, False),
     "no oneDNN": lambda: torch.backends.mkldnn.flags(enabled=False),
     "grad mode": torch.enable_grad,
@@ -66,7 +72,9 @@ def latents_of(model, x, level):
     with torch.inference_mode():
         h, w = x.shape[-2:]
         y = model.g_a(torch.nn.functional.pad(x, (0, -w % 64, 0, -h % 64), mode="replicate")).float()
-        z = model.h_a(y / model.log2_std.exp2()[:, None, None]).float()
+        z = None
+        if model.h_a is not None:
+            z = model.h_a(model._hyper_input(y / model.log2_std.exp2()[:, None, None])).float()
     return model.entropy.fix_latents(y, z, level), *y.shape[-2:]
 
 
@@ -88,13 +96,19 @@ def test_engines_write_the_same_bytes(model, engine, tensor):
 
 
 @pytest.fixture(scope="module")
-def coded(model, engine):
+def fast():
+    """The faster engine, for what concerns the integer layers: the Python engine calls nothing that has a switch."""
+    return default_engine()
+
+
+@pytest.fixture(scope="module")
+def coded(model, fast):
     """A picture coded without any switch: (payloads, CRC, y_hat, level, h, w)."""
     generator = torch.Generator().manual_seed(0)
     h, w, level = 192, 256, 400
     x = torch.rand(1, 3, h // 8, w // 8, generator=generator).repeat_interleave(8, 2).repeat_interleave(8, 3)
-    payloads, crc = model.compress(x, level, engine)
-    y_hat, decoded_crc = model.decode_latents(payloads, level, h, w, engine)
+    payloads, crc = model.compress(x, level, fast)
+    y_hat, decoded_crc = model.decode_latents(payloads, level, h, w, fast)
     assert decoded_crc == crc
     return payloads, crc, y_hat, level, h, w
 
@@ -108,18 +122,18 @@ def arithmetic(request, monkeypatch):
 
 
 @pytest.mark.parametrize("switch", SWITCHES)
-def test_symbols_do_not_depend_on_a_global_switch(model, engine, coded, switch, arithmetic):
+def test_symbols_do_not_depend_on_a_global_switch(model, fast, coded, switch, arithmetic):
     payloads, crc, y_hat, level, h, w = coded
     with SWITCHES[switch]():
-        decoded, decoded_crc = model.decode_latents(payloads, level, h, w, engine)
+        decoded, decoded_crc = model.decode_latents(payloads, level, h, w, fast)
     assert decoded_crc == crc
     assert torch.equal(decoded, y_hat)
 
 
 @pytest.mark.parametrize("switch", SWITCHES)
-def test_bytes_of_given_latents_do_not_depend_on_a_global_switch(model, engine, tensor, switch, arithmetic):
+def test_bytes_of_given_latents_do_not_depend_on_a_global_switch(model, fast, tensor, switch, arithmetic):
     latents, h, w = latents_of(model, tensor(128, 96), 500)
-    plain, switched = StreamWriter(engine), StreamWriter(engine)
+    plain, switched = StreamWriter(fast), StreamWriter(fast)
     model.entropy.code_latents(plain, 500, h, w, latents)
     with SWITCHES[switch]():
         model.entropy.code_latents(switched, 500, h, w, latents)
@@ -143,14 +157,14 @@ def test_picture_decodes_inside_autocast(model, engine, tensor):
     assert x_hat.shape == x.shape
 
 
-def test_symbols_do_not_depend_on_the_transforms_dtype(model, engine, coded):
+def test_symbols_do_not_depend_on_the_transforms_dtype(model, fast, coded):
     payloads, crc, y_hat, level, h, w = coded
     half = LoadedModel(model.checkpoint, CPU, dtype=torch.bfloat16)
-    decoded, decoded_crc = half.decode_latents(payloads, level, h, w, engine)
+    decoded, decoded_crc = half.decode_latents(payloads, level, h, w, fast)
     assert decoded_crc == crc
     assert torch.equal(decoded, y_hat)
-    x_hat = half.decompress(payloads, level, h, w, engine, crc)
-    exact = model.decompress(payloads, level, h, w, engine, crc)
+    x_hat = half.decompress(payloads, level, h, w, fast, crc)
+    exact = model.decompress(payloads, level, h, w, fast, crc)
     assert x_hat.dtype == torch.float32
     assert 0 < (x_hat - exact).abs().mean() < 0.02
 
@@ -161,7 +175,7 @@ def test_a_file_of_bf16_transforms_decodes_with_float32_ones(model, engine, tens
     assert model.decode_latents(payloads, 400, 65, 129, engine)[1] == crc
 
 
-def test_symbols_do_not_depend_on_the_synthesis_weights(model, engine, coded):
+def test_symbols_do_not_depend_on_the_synthesis_weights(model, fast, coded):
     payloads, crc, y_hat, level, h, w = coded
     generator = torch.Generator().manual_seed(3)
     tensors = dict(model.checkpoint.tensors)
@@ -170,9 +184,9 @@ def test_symbols_do_not_depend_on_the_synthesis_weights(model, engine, coded):
             noise = torch.rand(value.shape, generator=generator) * 2 - 1
             tensors[name] = value.float() * (1 + 1e-3 * noise) + 1e-3 * noise.flip(0)
     other = LoadedModel(dataclasses.replace(model.checkpoint, tensors=tensors), CPU)
-    x_hat = other.decompress(payloads, level, h, w, engine, crc)
-    assert torch.equal(other.decode_latents(payloads, level, h, w, engine)[0], y_hat)
-    assert not torch.equal(x_hat, model.decompress(payloads, level, h, w, engine, crc))  # the change was a real one
+    x_hat = other.decompress(payloads, level, h, w, fast, crc)
+    assert torch.equal(other.decode_latents(payloads, level, h, w, fast)[0], y_hat)
+    assert not torch.equal(x_hat, model.decompress(payloads, level, h, w, fast, crc))  # the change was a real one
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 37), (63, 64), (65, 129)])
@@ -199,7 +213,106 @@ def test_padding_repeats_the_border(model, engine):
 def test_timings_name_the_stages(model, engine, tensor):
     fresh = LoadedModel(model.checkpoint, CPU)
     payloads, crc = fresh.compress(tensor(64, 64), 0, engine)
-    assert set(fresh.timings) == {"g_a", "h_a", "entropy"}
+    assert set(fresh.timings) == ({"g_a", "h_a", "entropy"} if model.entropy.layout.hyper else {"g_a", "entropy"})
     fresh.decompress(payloads, 0, 64, 64, engine, crc)
     assert set(fresh.timings) == {"entropy", "g_s"}
     assert all(seconds >= 0 for seconds in fresh.timings.values())
+
+
+class Estimator(StreamWriter):
+    """A writer that adds up, in floating point, the bits of each symbol given its prediction and its stream's range."""
+
+    def __init__(self, engine):
+        super().__init__(engine)
+        self.bits, self.streams = 0.0, 0
+
+    def code_source(self, symbols, source):
+        self._note([(symbols, source)])
+        return super().code_source(symbols, source)
+
+    @contextlib.contextmanager
+    def segment(self, bands):
+        steps = []
+        with super().segment(bands) as code:
+            yield lambda symbols, source: steps.append((symbols, source)) or code(symbols, source)
+        self._note(steps)
+
+    def _note(self, steps):
+        bands = [source.bands() for _, source in steps]
+        for band in np.unique(np.concatenate(bands)):
+            where = [np.flatnonzero(of == band) for of in bands]
+            parts = [(s[at].astype(np.int64), source.take(at)) for at, (s, source) in zip(where, steps, strict=True) if len(at)]
+            symbols = np.concatenate([s for s, _ in parts])
+            first, last = symbols.min(), symbols.max()
+            shared = 65536 - (last - first + 1)  # each symbol of the range has one count for certain
+            for s, source in parts:
+                share = mass(source, s, s) / mass(source, first, last)
+                self.bits -= np.log2((share * shared + 1) / 65536).sum()
+            self.streams += 1
+
+
+def mass(source, first, last):
+    """Return the probability (n,) of first … last, arrays or numbers, under each of n distributions."""
+    if isinstance(source, Mixtures):
+        root2 = SCALE_MIN * (SCALE_MAX / SCALE_MIN) ** (source.scales.astype(float) / (SCALES - 1)) * math.sqrt(2)
+        lower, upper = (
+            np.vectorize(math.erf)((np.atleast_1d(edge)[:, None] - source.means / 256) / root2)
+            for edge in (first - 0.5, last + 0.5)
+        )
+        return np.maximum(((upper - lower) / 2 * source.weights).sum(1) / source.weights.sum(1), 2.0**-16)
+    f = source.table.cumulative
+    return (f[source.rows, last - source.lo + 1] - f[source.rows, first - source.lo]) / 2**30
+
+
+@pytest.mark.parametrize("level", [0, 400, 768])
+def test_real_bytes_are_the_estimate_within_one_percent_and_the_stream_overhead(model, fast, tensor, level):
+    """A stream costs its range, its lengths and the end of the arithmetic coder: some six bytes."""
+    latents, h, w = latents_of(model, tensor(256, 384), level)
+    writer = Estimator(fast)
+    y_hat = model.entropy.code_latents(writer, level, h, w, latents)
+    size, estimate = sum(map(len, writer.payloads)), writer.bits / 8
+    assert -0.01 * estimate <= size - estimate <= 0.01 * estimate + 8 * writer.streams
+    assert estimate > 40 * writer.streams  # so that the overhead does not hide a difference
+    assert torch.equal(model.entropy.code_latents(StreamReader(fast, writer.payloads), level, h, w, None), y_hat)
+
+
+def test_bytes_rise_and_error_falls_with_the_level(model, fast, tensor):
+    x = tensor(128, 192)
+    sizes, errors = [], []
+    for level in (0, 200, 400, 600, 768):
+        payloads, crc = model.compress(x, level, fast)
+        sizes.append(sum(map(len, payloads)))
+        errors.append(float((model.decompress(payloads, level, 128, 192, fast, crc) - x).square().mean()))
+    assert sizes == sorted(set(sizes))
+    assert errors[0] > errors[2] > errors[4]
+
+
+def test_damage_anywhere_is_detected(model, fast, tensor):
+    """Each changed byte raises one of our errors before synthesis, or is one of the few bits that no symbol depends on."""
+    payloads, crc = model.compress(tensor(65, 129), 500, fast)
+    y_hat, _ = model.decode_latents(payloads, 500, 65, 129, fast)
+    rng = np.random.default_rng(0)
+    seen = 0
+    for _ in range(24):
+        damaged = list(map(bytearray, payloads))
+        chunk = rng.choice([i for i, payload in enumerate(payloads) if payload])
+        damaged[chunk][rng.integers(len(damaged[chunk]))] ^= 1 << rng.integers(8)
+        try:
+            found, other = model.decode_latents([bytes(d) for d in damaged], 500, 65, 129, fast)
+        except CodecError:
+            seen += 1
+            continue
+        if other != crc:
+            seen += 1
+            with pytest.raises(DesyncError):
+                model.decompress([bytes(d) for d in damaged], 500, 65, 129, fast, crc)
+        else:
+            assert torch.equal(found, y_hat)
+    assert seen >= 21
+
+
+def test_a_payload_that_is_cut_off_is_detected(model, fast, tensor):
+    payloads, crc = model.compress(tensor(65, 129), 500, fast)
+    for keep in range(0, len(payloads[1]), max(len(payloads[1]) // 16, 1)):
+        with pytest.raises(CodecError):
+            model.decompress([payloads[0], payloads[1][:keep]], 500, 65, 129, fast, crc)

@@ -8,21 +8,22 @@ import torch.nn.functional as F
 
 from bitstream.errors import CheckpointError
 from models import integer
-from models.entropy import TAPS_3X3, TAPS_CONTEXT
 from models.integer import (
     ACT_MAX,
     EXACT,
     REQUANT_BITS,
     SIGNED_MAX,
+    SLOPE_ONE,
     IntegerLayer,
-    apply_taps,
+    Plane,
     exact_arithmetic,
     exact_parts,
-    gather_taps,
     int8_is_exact,
     pixel_shuffle,
     rshift,
 )
+from models.layout import POINT, TAPS_3X3, TAPS_CAUSAL, TAPS_CHECKERBOARD
+from models.quantise import LEAKY_SLOPE
 
 ARITHMETICS = [
     pytest.param("int8", marks=pytest.mark.skipif(not int8_is_exact(), reason="this CPU saturates int8 products")),
@@ -41,9 +42,10 @@ def layer_of(weight, bias=None, multiplier=None, act_max=ACT_MAX, reach=2**40):
 
 
 def by_definition(layer, a):
-    """Return the layer's outputs by FORMAT.md section 7, step 3, in Python's and int64 arithmetic."""
+    """Return the layer's outputs by FORMAT.md section 7, step 3, in int64 arithmetic."""
     acc = a.long() @ layer.weight.long() + layer.bias
-    return rshift(acc * layer.multiplier, REQUANT_BITS).clamp(layer.lo, layer.hi)
+    below = rshift(layer.multiplier * layer.slope, 16)
+    return rshift(acc * torch.where(acc < 0, below, layer.multiplier), REQUANT_BITS).clamp(layer.lo, layer.hi)
 
 
 def random_weight(rows, columns, seed=0):
@@ -58,15 +60,15 @@ def test_rshift_rounds_half_up(value, bits, expected):
 
 @pytest.mark.parametrize("arithmetic", ARITHMETICS)
 @pytest.mark.parametrize("act_max", [ACT_MAX, SIGNED_MAX])
+@pytest.mark.parametrize("slope", [SLOPE_ONE, LEAKY_SLOPE, 0])
 @pytest.mark.parametrize("shape", [(1, 1, 1), (3, 7, 5), (200, 4000, 33)])
-def test_layer_equals_int64_arithmetic(shape, act_max, arithmetic):
+def test_layer_equals_int64_arithmetic(shape, slope, act_max, arithmetic):
     rows, inner, outer = shape
     generator = torch.Generator().manual_seed(1)
     bias = torch.randint(-(2**31), 2**31, (outer,), generator=generator)
     multiplier = torch.randint(0, 2**25, (outer,), generator=generator)
-    layer = IntegerLayer(
-        random_weight(inner, outer), bias, multiplier, torch.full((outer,), -900), torch.full((outer,), 2**21), act_max
-    )
+    lo, hi = torch.full((outer,), -900), torch.full((outer,), 2**21)
+    layer = IntegerLayer(random_weight(inner, outer), bias, multiplier, lo, hi, act_max, slope)
     lowest = 0 if act_max == ACT_MAX else -act_max
     a = torch.randint(lowest, act_max + 1, (rows, inner), generator=generator).to(torch.int16)
     assert torch.equal(layer(a, arithmetic), by_definition(layer, a))
@@ -120,6 +122,15 @@ def test_layer_clamps_to_its_range():
     )
     a = torch.tensor([[100], [0], [2]], dtype=torch.int16)
     assert layer(a, "float32").tolist() == [[5, -4], [0, 0], [2, -2]]
+
+
+@pytest.mark.parametrize("arithmetic", ARITHMETICS)
+def test_leaky_layer_divides_what_is_below_zero_by_a_hundred(arithmetic):
+    weight = torch.tensor([[1, -1]], dtype=torch.int8)
+    zero, one = torch.zeros(2, dtype=torch.long), torch.full((2,), 100 * 2**REQUANT_BITS)
+    layer = IntegerLayer(weight, zero, one, torch.full((2,), -(2**20)), torch.full((2,), 2**20), SIGNED_MAX, LEAKY_SLOPE)
+    a = torch.tensor([[100], [0], [-7]], dtype=torch.int16)
+    assert layer(a, arithmetic).tolist() == [[10000, -100], [0, 0], [-7, 700]]
 
 
 @pytest.mark.parametrize("arithmetic", ARITHMETICS)
@@ -216,25 +227,55 @@ def test_float32_is_probed_under_another_default_dtype(monkeypatch, no_int8):
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (4, 4, 3), (5, 8, 2), (1, 9, 4)])
-@pytest.mark.parametrize("offsets", [TAPS_3X3, TAPS_CONTEXT, [(0, 0)]], ids=["3x3", "context", "point"])
-def test_gather_taps_equals_unfold(shape, offsets):
+@pytest.mark.parametrize(
+    "offsets", [TAPS_3X3, TAPS_CHECKERBOARD, TAPS_CAUSAL, POINT], ids=["3x3", "checkerboard", "causal", "point"]
+)
+def test_gathered_taps_equal_unfold(shape, offsets):
     h, w, c = shape
     x = torch.arange(h * w * c).reshape(h, w, c).float() + 1
     reach = max(max(abs(dy), abs(dx)) for dy, dx in offsets)
     side = 2 * reach + 1
     unfolded = F.unfold(x.permute(2, 0, 1)[None], side, padding=reach)[0].reshape(c, side, side, h * w)
     expected = torch.cat([unfolded[:, dy + reach, dx + reach].T for dy, dx in offsets], dim=1)
-    assert torch.equal(gather_taps(x, offsets, torch.arange(h * w)), expected)
     some = torch.arange(h * w).flip(0)[::2]
-    assert torch.equal(gather_taps(x, offsets, some), expected[some])
+    for border in (reach, reach + 1):
+        plane = Plane.of(x.to(torch.int16), border)
+        assert torch.equal(plane.gather(offsets, torch.arange(h * w)).float(), expected)
+        assert torch.equal(plane.gather(offsets, some).float(), expected[some])
 
 
-def test_context_taps_are_the_twelve_of_the_other_colour():
-    assert len(TAPS_CONTEXT) == 12
-    assert all((dy + dx) % 2 for dy, dx in TAPS_CONTEXT)
+@pytest.mark.parametrize("shape", [(1, 1, 1), (4, 7, 3)])
+def test_a_plane_set_in_parts_equals_the_plane_of_all(shape):
+    h, w, c = shape
+    x = torch.arange(h * w * c).reshape(h * w, c).to(torch.int16) + 1
+    plane = Plane(h, w, c, 2)
+    for rows in torch.randperm(h * w, generator=torch.Generator().manual_seed(0)).split(5):
+        plane.set(rows, x[rows])
+    everywhere = torch.arange(h * w)
+    whole = Plane.of(x.reshape(h, w, c), 2)
+    assert torch.equal(plane.gather(TAPS_CAUSAL, everywhere), whole.gather(TAPS_CAUSAL, everywhere))
+    assert torch.equal(plane.gather(TAPS_CHECKERBOARD, everywhere), whole.gather(TAPS_CHECKERBOARD, everywhere))
 
 
-def test_apply_taps_equals_a_convolution():
+def test_what_is_not_set_is_zero():
+    plane = Plane(3, 3, 2, 1)
+    plane.set(torch.tensor([4]), torch.tensor([[7, 8]], dtype=torch.int16))
+    around = plane.gather(TAPS_3X3, torch.tensor([4])).reshape(9, 2)
+    assert around.nonzero()[:, 0].tolist() == [4, 4]
+    assert plane.gather(TAPS_3X3, torch.tensor([0])).reshape(9, 2)[8].tolist() == [7, 8]
+
+
+def test_checkerboard_taps_are_the_twelve_of_the_other_colour():
+    assert len(TAPS_CHECKERBOARD) == 12
+    assert all((dy + dx) % 2 for dy, dx in TAPS_CHECKERBOARD)
+
+
+def test_causal_taps_are_the_twelve_before_the_centre_in_raster_order():
+    square = [(dy, dx) for dy in range(-2, 3) for dx in range(-2, 3)]
+    assert square[:12] == TAPS_CAUSAL
+
+
+def test_plane_apply_equals_a_convolution():
     generator = torch.Generator().manual_seed(2)
     kernel = torch.randint(-127, 128, (5, 3, 3, 3), generator=generator)  # (O, C, 3, 3)
     x = torch.randint(0, 256, (6, 7, 3), generator=generator)
@@ -242,7 +283,7 @@ def test_apply_taps_equals_a_convolution():
     layer = layer_of(matrix, multiplier=torch.full((5,), 2 ** (REQUANT_BITS - 8)))
     expected = F.conv2d(x.permute(2, 0, 1)[None].double(), kernel.double(), padding=1)[0].permute(1, 2, 0).reshape(42, 5)
     for arithmetic in ("float32", exact_arithmetic()):
-        out = apply_taps(layer, x.to(torch.int16), TAPS_3X3, torch.arange(42), arithmetic)
+        out = Plane.of(x.to(torch.int16), 1).apply(layer, TAPS_3X3, torch.arange(42), arithmetic)
         assert torch.equal(out.long(), rshift(expected.long(), 8))
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from bitstream.errors import UsageError
-from codec.training.data import CropStore, find_images, load_rgb
+from codec.training.data import CropStore, find_images, load_rgb, validation_batches
 
 
 def test_find_images_sorts_and_leaves_small_ones_out(data, tmp_path, write_pictures):
@@ -31,3 +31,14 @@ def test_batches_are_crops_of_the_pictures(data):
     assert all(one != two for one, two in zip(plain, mirrored, strict=True))
     assert any(plain)
     assert any(mirrored)
+
+
+def test_validation_batches_hold_pictures_of_equal_cut(tmp_path, write_pictures):
+    sides = {"a": (64, 3), "b": (130, 2), "c": (127, 1)}  # cut to 64, 128, 64
+    folders = [write_pictures(tmp_path / name, count, side=side) for name, (side, count) in sides.items()]
+    paths = [path for folder in folders for path in sorted(folder.iterdir())]
+    batches = validation_batches(paths, 3)
+    assert [tuple(batch.shape) for batch in batches] == [(3, 3, 64, 64), (2, 3, 128, 128), (1, 3, 64, 64)]
+    assert torch.equal(batches[1][1], load_rgb(paths[4])[:, :128, :128])
+    assert [len(batch) for batch in validation_batches(paths, 1)] == [1] * 6
+    assert validation_batches(paths, 9, side=64)[0].shape == (6, 3, 64, 64)

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 pytest.importorskip("lightning", reason="training needs the train extra")
 
 from bitstream.errors import UsageError  # noqa: E402
-from codec import Codec  # noqa: E402
+from codec import Codec, release  # noqa: E402
 from codec.cli import main  # noqa: E402
 from codec.training import export  # noqa: E402
 from codec.training.export import export_state  # noqa: E402
@@ -76,7 +76,7 @@ def test_the_manifest_row_is_measured(exported):
 
 def test_macs_are_those_of_the_layers():
     config = {"C": 16, "D": 32, "M": 64, "N": 8, "blocks_8": 0, "blocks_16": 0, "hyper": 8, "features": 64, "hidden": 8}
-    macs = export.kmac_per_pixel(build("swift", config), side=128)
+    macs = release.kmac_per_pixel(build("swift", config), side=128)
     lap, stem, down, head = 2 * 3 * 8 * 120 / 128, 192 * 16 / 64, 9 * 16 * 32 / 256, 32 * 64 / 256
     assert macs["g_a"] == pytest.approx((lap + stem + down + head) / 1000, abs=0.006)
     assert macs["parameters"] == pytest.approx((128 * 8 + 8 * 128) / 256 / 1000, abs=0.006)
@@ -127,7 +127,7 @@ def fail(*_, **__):
 @pytest.mark.usefixtures("_quick")
 @pytest.mark.parametrize("stage", ["calibrate", "quantise"])
 def test_a_failed_export_leaves_no_file(state, data, tmp_path, monkeypatch, stage):
-    monkeypatch.setattr(export, stage, fail)
+    monkeypatch.setattr(release, stage, fail)
     with pytest.raises(UsageError, match="on purpose"):
         export_state(state, data, "tiny", tmp_path)
     assert not list(tmp_path.iterdir())
@@ -136,7 +136,7 @@ def test_a_failed_export_leaves_no_file(state, data, tmp_path, monkeypatch, stag
 @pytest.mark.usefixtures("_quick")
 @pytest.mark.parametrize("stage", ["measure", "kmac_per_pixel", "exactness"])
 def test_an_export_that_fails_late_leaves_no_partial(state, data, tmp_path, monkeypatch, stage):
-    monkeypatch.setattr(export, stage, fail)
+    monkeypatch.setattr(release, stage, fail)
     with pytest.raises(UsageError, match="on purpose"):
         export_state(state, data, "tiny", tmp_path)
     assert not list(tmp_path.iterdir())

@@ -116,3 +116,12 @@ def test_resuming_with_another_recipe_is_a_usage_error(data, recipe, state, tmp_
 def test_a_state_in_a_missing_folder_is_a_usage_error(data, recipe, tmp_path, train):
     result = train(data, "--recipe", recipe, "--state", tmp_path / "none" / "a.pt", code=2)
     assert "none is not a folder: create it first" in result.stderr
+
+
+def test_resuming_a_recipe_of_another_version_is_a_usage_error(data, state, tmp_path, train):
+    content = torch.load(state, weights_only=True)
+    content["recipe"]["krop"] = 64
+    torch.save(content, tmp_path / "a.pt")
+    result = train(data, "--state", tmp_path / "a.pt", "--resume", code=2)
+    assert "a.pt: its recipe is of another version" in result.stderr
+    assert "krop" in result.stderr

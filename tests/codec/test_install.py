@@ -1,0 +1,75 @@
+"""``codec models --install``: a checkpoint file joins the installed ones under its manifest name."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+
+import pytest
+from click.testing import CliRunner
+
+import checkpoints
+from bitstream.errors import CheckpointError, UsageError
+from codec import Codec
+from codec.cli import main
+from codec.install import install_checkpoint
+from models.manifest import is_installed, manifest
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch, tiny_checkpoint):
+    """An installed folder whose manifest lists "tiny" without its file, and a copy of the file elsewhere."""
+    folder = tmp_path / "package"
+    folder.mkdir()
+    sha256 = hashlib.sha256(tiny_checkpoint.read_bytes()).hexdigest()
+    row = f'[tiny]\nfile = "tiny.safetensors"\nsha256 = "{sha256}"\nmodel = "swift"\nmax_level = 768\n'
+    (folder / "manifest.toml").write_text(row)
+    monkeypatch.setattr(checkpoints, "FOLDER", folder)
+    monkeypatch.setattr("models.manifest.MANIFEST", folder / "manifest.toml")
+    source = tmp_path / "download.safetensors"
+    shutil.copy(tiny_checkpoint, source)
+    return folder, source
+
+
+def test_a_listed_checkpoint_is_installed_under_its_name(package, picture):
+    folder, source = package
+    with pytest.raises(CheckpointError, match="codec models --install tiny.safetensors"):
+        Codec("tiny", "cpu")
+    assert not is_installed(manifest()["tiny"])
+    result = CliRunner().invoke(main, ["models", "--install", str(source)])
+    assert result.exit_code == 0, result.output
+    assert "installed tiny" in result.output
+    assert is_installed(manifest()["tiny"])
+    assert Codec("tiny", "cpu").encode(picture(10, 10))
+
+
+def test_a_manifest_beside_the_file_names_it(package, tmp_path):
+    folder, source = package
+    text = (folder / "manifest.toml").read_text().replace("[tiny]", "[mine]").replace('"tiny.', '"download.')
+    (tmp_path / "manifest.toml").write_text(text)
+    (folder / "manifest.toml").write_text("")
+    assert install_checkpoint(source) == "mine"
+    assert (folder / "download.safetensors").exists()
+    assert manifest()["mine"]["max_level"] == 768
+
+
+def test_an_unknown_checkpoint_is_refused(package):
+    folder, source = package
+    (folder / "manifest.toml").write_text("")
+    with pytest.raises(UsageError, match="keep manifest.toml beside it"):
+        install_checkpoint(source)
+    assert not list(folder.glob("*.safetensors"))
+
+
+def test_another_kind_of_file_is_refused(package, tmp_path):
+    (tmp_path / "x.pth").write_bytes(b"x")
+    with pytest.raises(UsageError, match=r"not a \.safetensors"):
+        install_checkpoint(tmp_path / "x.pth")
+
+
+def test_a_damaged_file_is_refused(package):
+    folder, source = package
+    source.write_bytes(source.read_bytes()[:-5])
+    with pytest.raises(CheckpointError):
+        install_checkpoint(source)
+    assert not list(folder.glob("*.safetensors"))
