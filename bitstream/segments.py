@@ -131,6 +131,13 @@ def read_payload(data: memoryview, offset: int) -> tuple[bytes, int]:
     return bytes(data[offset : offset + length]), offset + length
 
 
+def _bands(source: Distributions, count: int) -> NDArray[np.uint8]:
+    bands = source.bands()
+    if len(bands) and bands.max() >= count:
+        raise SymbolError(f"a symbol is in band {bands.max()}, the segment has {count}: open it with as many as there are")
+    return bands
+
+
 class SegmentWriter:
     """Collects the symbols of all steps; ``pack`` returns the bytes of the segment."""
 
@@ -143,7 +150,7 @@ class SegmentWriter:
             raise SymbolError("a SegmentWriter was given no symbols")
         if symbols.shape != (len(source),):
             raise SymbolError(f"{symbols.shape} symbols with {len(source)} distributions: one for each is expected")
-        bands = source.bands()
+        bands = _bands(source, len(self._steps))
         for band, steps in enumerate(self._steps):
             where = np.flatnonzero(bands == band)
             if len(where):
@@ -223,7 +230,7 @@ class SegmentReader:
         """Return the symbols (n,) of the next step."""
         if symbols is not None:
             raise SymbolError("a SegmentReader was given symbols")
-        bands = source.bands()
+        bands = _bands(source, len(self._streams))
         out = np.empty(len(source), dtype=np.int16)
         for band, stream in enumerate(self._streams):
             where = np.flatnonzero(bands == band)

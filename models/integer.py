@@ -42,9 +42,9 @@ def rshift(value: Tensor, bits: int) -> Tensor:
 @lru_cache(maxsize=1)
 def int8_is_exact() -> bool:
     """Return whether torch multiplies int8 matrices on this CPU without saturating inside."""
-    a = torch.full((64, 256), -128, dtype=torch.int8)
+    a = torch.full((64, 256), -128, dtype=torch.int8, device="cpu")
     a[::2] = 127
-    w = torch.full((256, 64), 127, dtype=torch.int8)
+    w = torch.full((256, 64), 127, dtype=torch.int8, device="cpu")
     w[:, ::3] = -127
     try:
         return torch.equal(torch._int_mm(a, w).long(), a.long() @ w.long())
@@ -57,8 +57,8 @@ def exact_arithmetic() -> Arithmetic:
     onednn = torch.backends.mkldnn.is_available() and torch._C._get_mkldnn_enabled()
     if onednn and int8_is_exact():  # without oneDNN torch's int8 product is a plain loop
         return "int8"
-    probe = torch.full((64, 64), 4097.0, dtype=torch.float32)  # 13 bits: bf16 and TF32 would round it
-    return "float32" if torch.equal(probe @ torch.eye(64, dtype=torch.float32), probe) else "float64"
+    probe = torch.full((64, 64), 4097.0, dtype=torch.float32, device="cpu")  # 13 bits: bf16 and TF32 would round it
+    return "float32" if torch.equal(probe @ torch.eye(64, dtype=torch.float32, device="cpu"), probe) else "float64"
 
 
 def exact_parts(weight: Tensor, act_max: int) -> list[slice]:

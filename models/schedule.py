@@ -8,7 +8,7 @@ from torch import Tensor
 from models.layout import Order
 
 WAVES = 6  # wavefronts of a segment, about
-POSITIONS = 64  # positions of a segment, at least
+POSITIONS = 64  # positions of a segment, about or more
 
 
 def anchor_mask(h: int, w: int, device: torch.device | None = None) -> Tensor:
@@ -31,7 +31,7 @@ def wavefronts(h: int, w: int) -> list[Tensor]:
 def segments(order: Order, h: int, w: int) -> list[list[Tensor]]:
     """Return the steps (flat positions) of each segment: what is coded at once, grouped by what shares its streams.
 
-    A segment of wavefronts ends where it has its share of all positions, of ⌊waves / 6⌋ segments, with 64 or more each.
+    A segment of wavefronts ends where it has its share of all positions, of ⌊waves / 6⌋ segments, of 64 or more on average.
     """
     if order == "one pass":
         return [[torch.arange(h * w, device="cpu")]]

@@ -381,3 +381,9 @@ def test_garbage_raises_our_errors_or_gives_symbols_of_the_table_alike_in_both_e
             assert [len(g) for g in results[0]] == [len(s) for s in symbols]
             assert all(-1023 <= v <= 1023 for g in results[0] for v in g)
     assert decoded > 5
+
+
+def test_a_band_that_the_segment_does_not_have_is_refused():
+    source = TableRows(gaussian_master(), np.array([3, 60], dtype=np.uint8), edges=(16, 40))
+    with pytest.raises(SymbolError, match="in band 2, the segment has 2"):
+        SegmentWriter(2).code(np.zeros(2, np.int16), source)

@@ -149,6 +149,12 @@ def small_network(variant) -> Network:
     return stirred(variant)
 
 
+@pytest.fixture(scope="session", name="stirred")
+def stirred_fixture():
+    """Return the function ``stirred``."""
+    return stirred
+
+
 @pytest.fixture(scope="session")
 def fresh():
     """Return fresh(variant, **config): an untrained network of a variant, with fields of its config changed."""

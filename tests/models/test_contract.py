@@ -105,12 +105,21 @@ def fast():
 def coded(model, fast):
     """A picture coded without any switch: (payloads, CRC, y_hat, level, h, w)."""
     generator = torch.Generator().manual_seed(0)
-    h, w, level = 192, 256, 400
+    h, w, level = 128, 256, 400
     x = torch.rand(1, 3, h // 8, w // 8, generator=generator).repeat_interleave(8, 2).repeat_interleave(8, 3)
     payloads, crc = model.compress(x, level, fast)
     y_hat, decoded_crc = model.decode_latents(payloads, level, h, w, fast)
     assert decoded_crc == crc
     return payloads, crc, y_hat, level, h, w
+
+
+@pytest.fixture(scope="module")
+def given(model, fast, crops):
+    """Latents and what they are coded to without any switch: (latents, h, w, payloads)."""
+    latents, h, w = latents_of(model, crops(1, 1, 128)[..., :96], 500)
+    writer = StreamWriter(fast)
+    model.entropy.code_latents(writer, 500, h, w, latents)
+    return latents, h, w, writer.payloads
 
 
 @pytest.fixture(params=["int8", "float"])
@@ -131,13 +140,12 @@ def test_symbols_do_not_depend_on_a_global_switch(model, fast, coded, switch, ar
 
 
 @pytest.mark.parametrize("switch", SWITCHES)
-def test_bytes_of_given_latents_do_not_depend_on_a_global_switch(model, fast, tensor, switch, arithmetic):
-    latents, h, w = latents_of(model, tensor(128, 96), 500)
-    plain, switched = StreamWriter(fast), StreamWriter(fast)
-    model.entropy.code_latents(plain, 500, h, w, latents)
+def test_bytes_of_given_latents_do_not_depend_on_a_global_switch(model, fast, given, switch, arithmetic):
+    latents, h, w, payloads = given
+    writer = StreamWriter(fast)
     with SWITCHES[switch]():
-        model.entropy.code_latents(switched, 500, h, w, latents)
-    assert switched.payloads == plain.payloads
+        model.entropy.code_latents(writer, 500, h, w, latents)
+    assert writer.payloads == payloads
 
 
 def test_matmul_precision_medium_is_noticed(monkeypatch):

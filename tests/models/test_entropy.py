@@ -301,7 +301,7 @@ def test_random_streams_behind_a_sound_z_raise_our_errors_or_other_symbols(entro
     z, y = round_trip(entropy, latents)[1].payloads
     rng = np.random.default_rng(1)
     failures = 0
-    for _ in range(40):
+    for _ in range(25):
         damaged = bytearray(y)
         for at in rng.integers(0, min(len(y), 40), 3):
             damaged[at] = rng.integers(0, 256)
@@ -309,4 +309,4 @@ def test_random_streams_behind_a_sound_z_raise_our_errors_or_other_symbols(entro
             entropy.code_latents(StreamReader(ENGINE, [z, bytes(damaged)]), LEVEL, 8, 8, None)
         except CodecError:
             failures += 1
-    assert failures > 4
+    assert failures > 2

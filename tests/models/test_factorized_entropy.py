@@ -21,16 +21,16 @@ ENGINE = ReferenceEngine()
 LEVELS = [0, 100, 256, 500, 768]
 
 
-@pytest.fixture(scope="session")
-def variant():
-    """The small network of this file."""
-    return "factorized"
+@pytest.fixture
+def small(stirred):
+    """A small float network with densities that have been stirred, medians included."""
+    return stirred("factorized")
 
 
 @pytest.fixture
-def entropy(small_network):
+def entropy(small):
     """The integer densities of the small network."""
-    return load_entropy(quantise(small_network, {}), small_network.layout())
+    return load_entropy(quantise(small, {}), small.layout())
 
 
 def logistic(widths, log2_gain=0, median=0) -> FactorizedEntropy:
@@ -91,11 +91,11 @@ def test_between_the_points_edges_are_interpolated():
 
 
 @pytest.mark.parametrize("level", LEVELS)
-def test_masses_are_those_of_the_float_density(small_network, entropy, level):
-    step = (-(entropy.gains(level) + entropy.log2_std).double() / 256).exp2() * small_network.std[:, 0, 0]
-    edges = (torch.arange(-60, 62) - 0.5) * (step / small_network.std[:, 0, 0])[:, None] + small_network.medians[:, :, 0]
+def test_masses_are_those_of_the_float_density(small, entropy, level):
+    step = (-(entropy.gains(level) + entropy.log2_std).double() / 256).exp2() * small.std[:, 0, 0]
+    edges = (torch.arange(-60, 62) - 0.5) * (step / small.std[:, 0, 0])[:, None] + small.medians[:, :, 0]
     with torch.inference_mode():
-        cumulative = torch.sigmoid(small_network.cumulative(edges[:, None].float()).double())[:, 0]
+        cumulative = torch.sigmoid(small.cumulative(edges[:, None].float()).double())[:, 0]
     want = cumulative.diff(dim=1).numpy()  # of the symbols −60 … 60
     table = entropy.master(level).cumulative
     got = np.diff(table[:, SYMBOL_MAX - 60 : SYMBOL_MAX + 62], axis=1) / 2**30
@@ -104,10 +104,10 @@ def test_masses_are_those_of_the_float_density(small_network, entropy, level):
     assert np.abs(lost).max() < 0.01
 
 
-def test_a_symbol_of_zero_stands_for_the_median(small_network, entropy):
-    assert small_network.medians.abs().min() > 0.001
+def test_a_symbol_of_zero_stands_for_the_median(small, entropy):
+    assert small.medians.abs().min() > 0.001
     unit = ((entropy.gains(300) + entropy.log2_std).double() / 256).exp2()
-    medians = (small_network.medians[:, 0, 0] * unit * 256).round().long()
+    medians = (small.medians[:, 0, 0] * unit * 256).round().long()
     y_hat, payloads = round_trip(entropy, medians.repeat(6, 1), 300)
     assert (y_hat - medians).abs().max() <= unit.max() * 256 / 2048 + 2
     assert sum(map(len, payloads)) <= 2 * (len(SPREADS) + 1)  # ranges and nothing else
@@ -151,12 +151,12 @@ def test_each_symbol_has_the_row_of_its_channel():
 
 
 @pytest.mark.parametrize("level", LEVELS)
-def test_symbols_are_those_of_the_float_model(small_network, entropy, crops, level):
+def test_symbols_are_those_of_the_float_model(small, entropy, crops, level):
     """round(y·gain − median): what is less than 1/256 of a step must not decide them otherwise."""
     with torch.inference_mode():
-        y = small_network.g_a(crops(5, 1)).double()
+        y = small.g_a(crops(5, 1)).double()
     gain = (entropy.gains(level).double() / 256).exp2()[:, None, None]
-    residual = (y * gain - entropy.offset[:, None, None] / 2**MEDIAN_BITS * small_network.std.double() * gain)[0]
+    residual = (y * gain - entropy.offset[:, None, None] / 2**MEDIAN_BITS * small.std.double() * gain)[0]
     latents = entropy.fix_latents(y.float(), None, level)
     y_hat = entropy.code_latents(StreamWriter(ENGINE), level, *y.shape[-2:], latents)
     symbols = (y_hat - entropy.means(level)) / 256
