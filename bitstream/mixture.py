@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 
 from bitstream.tables import PRECISION, SCALE_MAX, SCALE_MIN, SCALES, SYMBOL_MAX, constants_crc
 
-FIXED_BITS = 8  # means are in 1/256
 PHI_UNITS = 4096  # table entries per standard deviation
 PHI_REACH = 8 * PHI_UNITS
 PHI_BITS = 24

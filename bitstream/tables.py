@@ -91,10 +91,14 @@ def pow2_fixed(log2: IntArray) -> IntArray:
     return (value << np.maximum(octave, 0)) + half >> down
 
 
+@lru_cache(maxsize=1)
+def _octaves() -> IntArray:
+    return pow2_fixed(np.arange(20 * LOG2_UNITS + 1))
+
+
 def log2_fixed(value: NDArray[np.integer[Any]]) -> IntArray:
     """Return the largest L with 2^(L/256) · 2^20 ≤ value · 2^20, in ±5120, for integers; what is below 1 gives −5120."""
-    table = pow2_fixed(np.arange(20 * LOG2_UNITS + 1))
-    found = np.searchsorted(table, value.astype(np.int64) << POW2_BITS, side="right") - 1
+    found = np.searchsorted(_octaves(), value.astype(np.int64) << POW2_BITS, side="right") - 1
     return np.where(value < 1, -20 * LOG2_UNITS, found)
 
 

@@ -11,8 +11,6 @@ from pathlib import Path
 
 import click
 
-from bitstream.errors import UsageError
-
 DEVICES = click.Choice(["auto", "cpu", "cuda"])
 FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -51,11 +49,14 @@ def models(install: Path | None) -> None:
 
 @click.argument("source", type=FILE)
 @click.option("--as", "name", required=True, help="Name in the manifest.")
+@click.option("-f", "--force", is_flag=True, help="Replace a checkpoint of this name.")
 @click.option("--data", type=FOLDER, help="Pictures that calibrate the integer layers (default: synthetic ones).")
 @click.option("--lmbda", type=float, help="λ the weights were trained with, if the file's name does not say it.")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder (default: the installed checkpoints).")
 @click.option("--threads", type=click.IntRange(1))
-def import_(source: Path, name: str, data: Path | None, lmbda: float | None, out: Path | None, threads: int | None) -> None:
+def import_(
+    source: Path, name: str, force: bool, data: Path | None, lmbda: float | None, out: Path | None, threads: int | None
+) -> None:
     """Turn weights that CompressAI saved (a state dict) into a release checkpoint.
 
     \b
@@ -65,7 +66,7 @@ def import_(source: Path, name: str, data: Path | None, lmbda: float | None, out
     _set_threads(threads)
     from codec.importing import import_weights
 
-    row = import_weights(source, name, data, lmbda, out)
+    row = import_weights(source, name, data, lmbda, out, overwrite=force)
     click.echo(
         f"{name}: {row['model']}, {row['parameters'] / 1e6:.1f} M parameters, λ {row['rd'][0]['lmbda']}, file {row['file']}"
     )
@@ -74,9 +75,7 @@ def import_(source: Path, name: str, data: Path | None, lmbda: float | None, out
 @click.argument("folder", type=FOLDER)
 @click.option("--model", default="swift", show_default=True, help="A name from `codec models`, or a .safetensors path.")
 @click.option("-o", "--out", type=click.Path(path_type=Path), help="Write the rows as JSON.")
-@click.option(
-    "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True, help="Where the transforms run."
-)
+@click.option("--device", type=DEVICES, default="auto", show_default=True, help="Where the transforms run.")
 @click.option("--threads", type=click.IntRange(1), help="CPU threads (default: all cores).")
 def evaluate(folder: Path, model: str, out: Path | None, device: str, threads: int | None) -> None:
     """Print λ, pixels, bits, bpp, PSNR and seconds of a model over the pictures below FOLDER, by real files."""
@@ -87,10 +86,10 @@ def evaluate(folder: Path, model: str, out: Path | None, device: str, threads: i
 
     from codec import evaluate as evaluation
     from codec.api import cached_codec
-    from codec.files import write_atomic
+    from codec.files import check_target, write_atomic
 
-    if out is not None and not out.absolute().parent.is_dir():
-        raise UsageError(f"{out.parent} is not a folder: create it first")
+    if out is not None:
+        check_target(out, overwrite=True)
     coder = cached_codec(model, device)
     rows = evaluation.evaluate(coder, folder, progress=lambda line: click.echo(line, err=True))
     table = Table("λ", "pixels", "bits", "bpp", "PSNR dB", "encode s", "decode s")

@@ -101,13 +101,14 @@ def train(
 @click.argument("state", type=FILE)
 @click.option("--data", type=FOLDER, required=True,
               help="Training pictures: they calibrate the integer layers and give the RD points.")  # fmt: skip
-@click.option("--name", default="swift", show_default=True, help="Name in the manifest.")
+@click.option("--name", help="Name in the manifest (default: that of the model).")
+@click.option("-f", "--force", is_flag=True, help="Replace a checkpoint of this name.")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder (default: the installed checkpoints).")
 @click.option("--threads", type=click.IntRange(1))
-def export(state: Path, data: Path, name: str, out: Path | None, threads: int | None) -> None:
+def export(state: Path, data: Path, name: str | None, force: bool, out: Path | None, threads: int | None) -> None:
     """Turn a training STATE into a release checkpoint: integer entropy path, proofs, measured cost, manifest row."""
     with _train_extra(threads):
         from codec.training.export import export_state
 
-        row = export_state(state, data, name, out)
+        row = export_state(state, data, name, out, overwrite=force)
     click.echo(json.dumps(row, indent=2))

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from bitstream.errors import CodecError
 
-PACKAGES = ("torch", "compressai", "torchac", "ninja", "numpy", "pillow", "safetensors", "click", "rich")
+PACKAGES = ("torch", "compressai", "torchac", "ninja", "numpy", "pillow", "safetensors", "click", "rich", "tomli-w")
 
 
 def report() -> Iterator[tuple[bool, str]]:

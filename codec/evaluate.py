@@ -6,32 +6,34 @@ decoded 8-bit picture, seconds of encoding (pixels to bytes) and of decoding (by
 
 from __future__ import annotations
 
+import platform
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from bitstream.errors import UsageError
 from codec import images
 from codec.api import Codec
 from codec.machine import cpu_name
 from codec.metrics import bpp, psnr_db
-from models.checkpoint import lmbdas
+from codec.training.data import SUFFIXES
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm"}
 COLUMNS = ("lmbda", "pixels", "bits", "bpp", "psnr_db", "encode_s", "decode_s")
 
 
 def evaluate(coder: Codec, folder: Path, *, progress: Callable[[str], None] = lambda _: None) -> list[dict[str, float]]:
     """Return one row of ``COLUMNS`` for each rate level. Raises UsageError if the folder has no pictures."""
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
     if not paths:
         raise UsageError(f"{folder}: no pictures ({', '.join(sorted(SUFFIXES))}) are below it")
     pictures = [images.load(path) for path in paths]
     coder.decode(coder.encode_picture(pictures[0]))  # the first call builds and allocates
-    values = lmbdas(coder.model.checkpoint)
+    config = coder.model.config
+    values = [round(float(lmbda), 6) for lmbda in config.lmbda(torch.arange(config.levels, dtype=torch.float64))]
     rows = []
     for level, lmbda in enumerate(values):
         quality = 100 * level / max(len(values) - 1, 1)
@@ -55,10 +57,6 @@ def _point(coder: Codec, picture: images.Picture, quality: float) -> tuple[float
 
 def summary(coder: Codec, folder: Path, rows: list[dict[str, float]], threads: int) -> dict[str, Any]:
     """Return the rows with what they were measured on, for a JSON file."""
-    import platform
-
-    import torch
-
     row = coder.model.checkpoint
     return {
         "model": row.model,

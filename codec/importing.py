@@ -5,7 +5,7 @@ Activations of the integer layers are calibrated on pictures: a folder of the us
 
 from __future__ import annotations
 
-import pickle
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -23,24 +23,29 @@ from models.importing import LMBDAS, adopt, fold_std
 CROPS, SIDE = 32, 256
 
 
-def import_weights(path: Path, name: str, data: Path | None, lmbda: float | None, out: Path | None) -> dict[str, Any]:
+def import_weights(
+    path: Path, name: str, data: Path | None, lmbda: float | None, out: Path | None, *, overwrite: bool = False
+) -> dict[str, Any]:
     """Write ``name``.safetensors and its manifest row into ``out`` (default: the installed checkpoints); return the row.
 
     ``path`` is a state dict that CompressAI saved (also below "state_dict" or "network"). Raises UsageError.
     """
     lmbda = lmbda if lmbda is not None else _lmbda_of(path)
+    if not 0 < lmbda < math.inf:
+        raise UsageError(f"lmbda is {lmbda}, expected a number above 0, such as 0.0130")
     model, network = adopt(read_weights(path), lmbda)
     pictures = _pictures(data)
     fold_std(network, pictures)
+    kind = "synthetic pictures" if data is None else f"{len(pictures)} crops"
     facts = {
         "steps": 0,
         "minutes": 0.0,
-        "data": f"imported from {path.name}, calibrated on "
-        + ("synthetic pictures" if data is None else f"{len(pictures)} crops"),
+        "data": f"imported from {path.name}, calibrated on {kind}",
+        "measured_on": kind,
     }
     return release(
         network, model, name, out or checkpoints.FOLDER, calibration=pictures, held_out=pictures[::8], facts=facts,
-        dtype=torch.float32,
+        dtype=torch.float32, overwrite=overwrite,
     )  # fmt: skip
 
 
@@ -48,13 +53,18 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     """Return the state dict in a file; no code in it is run. Raises UsageError if there is none."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
-        raise UsageError(f"{path}: not weights that torch can read safely ({str(error).splitlines()[0]})") from error
+    except Exception as error:  # torch raises nearly anything for what is not its own
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UsageError(f"{path}: not weights that torch can read safely ({reason})") from error
     for key in ("state_dict", "network"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
-    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
+    kinds = {(type(key), isinstance(value, Tensor)) for key, value in state.items()} if isinstance(state, dict) else set()
+    if kinds != {(str, True)}:
         raise UsageError(f"{path}: not a state dict: save one with torch.save(model.state_dict(), FILE)")
+    strange = [key for key, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
+    if strange:
+        raise UsageError(f"{path}: tensor {strange[0]} has values that are not finite: the weights are damaged")
     return state
 
 

@@ -19,34 +19,41 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from bitstream.engines import default_engine
+from bitstream.errors import UsageError
 from codec.metrics import bpp, psnr_db
 from models.checkpoint import load_checkpoint, save_checkpoint
 from models.integer import EXACT
 from models.layers import weight_and_bias
-from models.manifest import read_manifest
+from models.manifest import check_name, read_manifest
 from models.network import Network, rate_distortion
 from models.quantise import calibrate, quantise
 from models.runtime import LoadedModel, tables_crc, transforms
 
 HEAD = """# Released checkpoints, written by `codec export` and `codec import`.
-# rd: bits of real streams, every 64th picture of the data.
+# rd: bits of real streams, on the pictures that measured_on says (every 64th of the training data, if it does not).
 
 """
 
 
 def release(
     network: Network, model: str, name: str, folder: Path, *, calibration: Iterable[Tensor], held_out: list[Tensor],
-    facts: dict[str, Any], dtype: torch.dtype = torch.float16,
+    facts: dict[str, Any], dtype: torch.dtype = torch.float16, overwrite: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
     """Write ``name``.safetensors and its manifest row into a folder; return the row.
 
     ``calibration`` are batches (B, 3, H, W), ``held_out`` pictures (1, 3, H, W) with sides of multiples of 64, in [0, 1];
-    ``facts`` go into the row; ``dtype`` is that of the transforms' weights.
+    ``facts`` go into the row; ``dtype`` is that of the transforms' weights. Raises UsageError if the name is taken and
+    ``overwrite`` is false, or the folder cannot be written.
     """
-    tensors = quantise(network, calibrate(network, calibration)) | transforms(network, dtype)
-    folder.mkdir(parents=True, exist_ok=True)
+    check_name(folder, name, overwrite=overwrite)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f".{name}.partial.safetensors").touch()
+    except OSError as error:
+        raise UsageError(f"{folder}: cannot be written ({error.strerror})") from error
     partial = folder / f".{name}.partial.safetensors"
     try:
+        tensors = quantise(network, calibrate(network, calibration)) | transforms(network, dtype)
         config, crc = dataclasses.asdict(network.cfg), tables_crc(network.layout())
         sha256 = save_checkpoint(partial, model=model, config=config, tensors=tensors, constants_crc=crc)
         loaded = LoadedModel(load_checkpoint(partial), torch.device("cpu"), encode_dtype=torch.float32)

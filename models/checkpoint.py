@@ -24,7 +24,7 @@ CHECKPOINT_FORMAT = "1"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A verified checkpoint in memory. ``info`` is its metadata: recipe, data, steps, RD, parameters, MACs."""
+    """A verified checkpoint in memory."""
 
     name: str
     model: str
@@ -37,13 +37,6 @@ class Checkpoint:
     def model_id(self) -> bytes:
         """Return the four bytes that files name this checkpoint by."""
         return bytes.fromhex(self.sha256[:8])
-
-
-def lmbdas(checkpoint: Checkpoint) -> list[float]:
-    """Return λ of each rate level of a checkpoint, rounded to six places."""
-    config = checkpoint.config
-    levels, low, high = config["levels"], config["lmbda_min"], config["lmbda_max"]
-    return [round(low * (high / low) ** (level / max(levels - 1, 1)), 6) for level in range(levels)]
 
 
 def save_checkpoint(path: Path, *, model: str, config: dict[str, Any], tensors: dict[str, Tensor], constants_crc: int) -> str:

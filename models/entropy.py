@@ -38,6 +38,7 @@ from models.schedule import segments
 MEAN_BITS = 10  # the mean output of the parameter network is in 1/1024 of a standard deviation
 CONTEXT_BITS = 4  # the context sees y_hat in 1/16 of a standard deviation
 MEAN_LIMIT = 2**20
+PREDICTION_LIMIT = 2**22  # of any output of the last layer: later products have room for it
 BAND_EDGES = (6, 16, 28, 40)  # of what is coded in one step
 WAVE_EDGES = (16, 40)  # of segments of wavefronts: fewer, since each costs bytes
 
@@ -104,6 +105,11 @@ class IntegerEntropy(GainTable):
             low = -SIGNED_MAX if layout.act_max == SIGNED_MAX else 0
             if not last and (int(layer.lo.min()) < low or int(layer.hi.max()) > layout.act_max):
                 raise CheckpointError(f"checkpoint: outputs of {name} leave {low} … {layout.act_max}: damaged, export it again")
+        if int(layer.lo.min()) < -PREDICTION_LIMIT or int(layer.hi.max()) > PREDICTION_LIMIT:
+            raise CheckpointError(f"checkpoint: predictions of {name} leave ±{PREDICTION_LIMIT}: damaged, export it again")
+        means = slice(-2 * m * max(layout.mixtures, 1), -m * max(layout.mixtures, 1))
+        if layout.means and (int(layer.lo[means].min()) < -MEAN_LIMIT or int(layer.hi[means].max()) > MEAN_LIMIT):
+            raise CheckpointError(f"checkpoint: means of {name} leave ±{MEAN_LIMIT}: damaged, export it again")
         if width != m * layout.outputs:
             raise CheckpointError(f"checkpoint: {width} predictions, expected {m * layout.outputs}: damaged, export it again")
 

@@ -79,7 +79,8 @@ class FactorizedEntropy(GainTable):
         h and w are the sides of y. The chunk of z stays empty. Raises FormatError or SymbolError from the coder.
         """
         coder.end_chunk()
-        table, band = self.master(level), _bands(self.master(level))
+        table = self.master(level)
+        band = _bands(table)
         order = np.argsort(band, kind="stable")
         rank = np.argsort(order, kind="stable").astype(np.uint16)
         edges = tuple(int((band <= i).sum()) for i in range(len(SPREADS)))

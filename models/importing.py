@@ -46,6 +46,8 @@ def architecture(state: dict[str, Tensor]) -> tuple[str, dict[str, Any]]:
             return "joint", single | channels | {"linear_scale": True, "plain_rounding": True}
         means = len(state["h_s.4.weight"]) == 2 * channels["M"]
         return "hyperprior", single | channels | {"means": means, "linear_scale": True}
+    except (TypeError, IndexError) as error:
+        raise UsageError(f"a tensor has no channels ({error}): not a model that can be imported; known: {KNOWN}") from error
     except KeyError as error:
         raise UsageError(f"the weights have no {error}: not a model that can be imported; known: {KNOWN}") from error
 
@@ -75,7 +77,9 @@ def adopt(state: dict[str, Tensor], lmbda: float) -> tuple[str, Network]:
     try:
         network.load_state_dict(taken, strict=False)
     except RuntimeError as error:
-        raise UsageError(f"the weights do not fit {name} ({error}): they cannot be imported; known: {KNOWN}") from error
+        raise UsageError(
+            f"the weights do not fit {name} ({str(error).splitlines()[-1].strip()}): they cannot be imported; known: {KNOWN}"
+        ) from error
     return name, network
 
 

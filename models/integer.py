@@ -75,6 +75,10 @@ def exact_parts(weight: Tensor, act_max: int) -> list[slice]:
     return [*parts, slice(start, weight.shape[0])]
 
 
+def _magnitude(values: Tensor) -> int:
+    return max(-int(values.min()), int(values.max()))  # abs() of the least int64 is negative
+
+
 @dataclass
 class IntegerLayer:
     """out = clamp(rshift((a @ weight + bias) · multiplier, 32), lo, hi) on rows of integer activations.
@@ -101,8 +105,10 @@ class IntegerLayer:
             raise CheckpointError("integer layer: vectors do not have one entry for each output: export it again")
         if (self.lo > self.hi).any():
             raise CheckpointError("integer layer: an output range is empty: the checkpoint is damaged, export it again")
-        reach = int(self.weight.long().abs().sum(0).max()) * self.act_max + int(self.bias.abs().max())
-        if reach * int(self.multiplier.abs().max()) >= 2**62:
+        if not 0 <= self.slope <= SLOPE_ONE:
+            raise CheckpointError(f"integer layer: slope is {self.slope}, expected 0 … {SLOPE_ONE}: export it again")
+        reach = int(self.weight.long().abs().sum(0).max()) * self.act_max + _magnitude(self.bias)
+        if reach * _magnitude(self.multiplier) >= 2**62:
             raise CheckpointError("integer layer: products exceed 64 bits: the checkpoint is damaged, export it again")
         self.parts = exact_parts(self.weight, self.act_max)
         self._negative = rshift(self.multiplier * self.slope, 16)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import Any
 
 import checkpoints
-from bitstream.errors import CheckpointError
+from bitstream.errors import CheckpointError, UsageError
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -25,9 +26,23 @@ def manifest() -> dict[str, dict[str, Any]]:
 def read_manifest(path: Path) -> dict[str, dict[str, Any]]:
     """Return the rows of a manifest by checkpoint name. Raises CheckpointError if it cannot be read."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        rows = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read ({error}): reinstall learned-image-codec") from error
+    for name, row in rows.items():
+        if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in ("file", "sha256")):
+            raise CheckpointError(f"{path}: row {name} has no file and sha256: reinstall learned-image-codec")
+    return rows
+
+
+def check_name(folder: Path, name: str, *, sha256: str | None = None, overwrite: bool = False) -> None:
+    """Raise UsageError unless a checkpoint can get this name in a folder: a plain one, and not that of other weights."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        raise UsageError(f"{name!r} is no name for a checkpoint: use letters, digits, '.', '_' and '-'")
+    beside = folder / "manifest.toml"
+    rows = read_manifest(beside) if beside.exists() else {}
+    if name in rows and rows[name]["sha256"] != sha256 and not overwrite:
+        raise UsageError(f"{name} is already the name of a checkpoint in {folder}: choose another, or give -f to replace it")
 
 
 def is_installed(row: dict[str, Any]) -> bool:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from bitstream.errors import CheckpointError
 from bitstream.tables import LOG2_UNITS, MASTER_BITS, MasterTable, master_from_pmf
-from models.entropy import CONTEXT_BITS, MEAN_BITS, MEAN_LIMIT, IntegerEntropy
+from models.entropy import CONTEXT_BITS, MEAN_BITS, MEAN_LIMIT, PREDICTION_LIMIT, IntegerEntropy
 from models.factorized import Factorized
 from models.factorized_entropy import GRID_REACH, MEDIAN_BITS, FactorizedEntropy
 from models.integer import REQUANT_BITS, SIGNED_MAX, SLOPE_ONE, IntegerLayer
@@ -28,7 +28,8 @@ from models.rounding import RDO_STRENGTH
 
 WEIGHT_BITS = 8
 LOG2_SCALE_LIMIT = 4096
-LINEAR_SCALE_LIMIT = 2**22
+LOG2_LIMIT = 2**14  # of gains and their like in a checkpoint: 64 octaves
+OFFSET_LIMIT = 2**24  # of medians
 LEAKY_SLOPE = 655  # 0.01 in 1/65536, nn.LeakyReLU's default
 PREFIX = "entropy."
 EntropyModel = IntegerEntropy | FactorizedEntropy
@@ -129,7 +130,7 @@ def z_master(model: Network) -> MasterTable:
 
 def _predictions(layout: EntropyLayout, m: int) -> tuple[Tensor, Tensor]:
     """Return the unit and the limit of each output of the last layer, in the order weights, means, scales."""
-    scale = (2.0**-MEAN_BITS, LINEAR_SCALE_LIMIT) if layout.linear else (1 / LOG2_UNITS, LOG2_SCALE_LIMIT)
+    scale = (2.0**-MEAN_BITS, PREDICTION_LIMIT) if layout.linear else (1 / LOG2_UNITS, LOG2_SCALE_LIMIT)
     k = max(layout.mixtures, 1)
     kinds = (
         [(1 / LOG2_UNITS, LOG2_SCALE_LIMIT)] * k * (k > 1) + [(2.0**-MEAN_BITS, MEAN_LIMIT)] * k * layout.means + [scale] * k
@@ -204,8 +205,18 @@ def _layers(model: Network, peaks: dict[str, Tensor], log2_act_z: int) -> dict[s
     return layers
 
 
+def _integers(part: dict[str, Tensor], name: str, limit: int = 2**62) -> Tensor:
+    """Return a tensor as int64. Raises ValueError if it is none of integers, or one exceeds a limit."""
+    tensor = part[name]
+    if tensor.is_floating_point() or tensor.is_complex() or not tensor.numel():
+        raise ValueError(f"{name} is {tensor.dtype} {tuple(tensor.shape)}, expected integers")
+    if max(-int(tensor.min()), int(tensor.max())) > limit:
+        raise ValueError(f"{name} exceeds ±{limit}")
+    return tensor.long()
+
+
 def _load_layer(part: dict[str, Tensor], name: str) -> IntegerLayer:
-    bias, multiplier, lo, hi = (part[f"{name}.{key}"].long() for key in ("bias", "multiplier", "lo", "hi"))
+    bias, multiplier, lo, hi = (_integers(part, f"{name}.{key}") for key in ("bias", "multiplier", "lo", "hi"))
     slope = int(part[f"{name}.slope"][0]) if f"{name}.slope" in part else SLOPE_ONE
     return IntegerLayer(part[f"{name}.weight"], bias, multiplier, lo, hi, int(part[f"{name}.act_max"][0]), slope)
 
@@ -214,25 +225,29 @@ def load_entropy(tensors: dict[str, Tensor], layout: EntropyLayout) -> EntropyMo
     """Build the integer entropy model from the tensors of a checkpoint. Raises CheckpointError if one is missing."""
     try:
         part = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items() if name.startswith(PREFIX)}
-        gain, std = part["log2_gain"].long(), part["log2_std"].long()
+        gain, std = (_integers(part, name, LOG2_LIMIT) for name in ("log2_gain", "log2_std"))
         if not layout.hyper:
-            grid, offset = part["y_cumulative"].long().numpy(), part["y_offset"].long()
-            return FactorizedEntropy(gain, std, layout, grid=grid, log2_grid=part["log2_grid"].long(), offset=offset)
-        gain_z = part["log2_gain_z"].long()
+            grid, offset = _integers(part, "y_cumulative").numpy(), _integers(part, "y_offset", OFFSET_LIMIT)
+            return FactorizedEntropy(
+                gain, std, layout, grid=grid, log2_grid=_integers(part, "log2_grid", LOG2_LIMIT), offset=offset
+            )
+        gain_z = _integers(part, "log2_gain_z", LOG2_LIMIT)
         return IntegerEntropy(
             gain,
             std,
             layout,
             log2_gain_z=gain_z,
-            log2_act_z=int(part["log2_act_z"][0]),
-            z_offset=part["z_offset"].long() if "z_offset" in part else torch.zeros(gain_z.shape[1:], dtype=torch.long),
-            z_table=MasterTable(-Z_MAX, part["z_cumulative"].long().numpy()),
+            log2_act_z=int(_integers(part, "log2_act_z", LOG2_LIMIT)[0]),
+            z_offset=_integers(part, "z_offset", OFFSET_LIMIT)
+            if "z_offset" in part
+            else torch.zeros(gain_z.shape[1:], dtype=torch.long),
+            z_table=MasterTable(-Z_MAX, _integers(part, "z_cumulative").numpy()),
             layers={name: _load_layer(part, name) for name in layer_names(layout)},
             rdo_strength=0.0 if layout.linear else RDO_STRENGTH,
         )
     except KeyError as error:
         raise CheckpointError(f"checkpoint: tensor {error} is missing: export it again") from error
-    except (IndexError, ValueError) as error:
+    except (IndexError, ValueError, TypeError, RuntimeError) as error:
         raise CheckpointError(
             f"checkpoint: a tensor has another shape or value than expected ({error}): export it again"
         ) from error

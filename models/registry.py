@@ -14,6 +14,7 @@ from models.joint import ContextConfig, Joint
 from models.network import Network
 from models.swift import Swift, SwiftConfig
 
+SIZE_MAX = 1024  # of every number in a config: a damaged one must not take all memory
 MODELS: dict[str, tuple[type[Network], type[Any]]] = {
     "swift": (Swift, SwiftConfig),
     "factorized": (Factorized, FactorizedConfig),
@@ -41,4 +42,6 @@ def build(name: str, config: dict[str, Any] | None = None) -> Network:
             continue
         if type(value) not in kinds or value < 0 or (value == 0 and not key.startswith("blocks")):
             raise UsageError(f"model {name}: {key} is {value!r}, expected a value like {defaults[key]!r}, above 0 if a number")
+        if not value <= SIZE_MAX:
+            raise UsageError(f"model {name}: {key} is {value!r}, expected at most {SIZE_MAX}")
     return network(config_class(**(config or {})))

@@ -21,7 +21,7 @@ from bitstream.tables import constants_crc
 from models.checkpoint import Checkpoint, load_checkpoint
 from models.layers import MixedPrecision
 from models.layout import EntropyLayout
-from models.network import Network
+from models.network import Network, RateConfig
 from models.quantise import PREFIX, load_entropy
 from models.registry import build
 
@@ -88,6 +88,12 @@ class LoadedModel:
             )
         self.checkpoint, self.device = checkpoint, device
         self.entropy = load_entropy(checkpoint.tensors, network.layout())
+        if len(self.entropy.log2_gain) != network.cfg.levels:
+            raise CheckpointError(
+                f"checkpoint {checkpoint.name}: {len(self.entropy.log2_gain)} rows of gains for {network.cfg.levels} levels: "
+                "damaged, export it again"
+            )
+        self.config: RateConfig = network.cfg
         exact = not any(t.dtype == torch.float16 for t in checkpoint.tensors.values())
         if encode_dtype is None:
             fast = network.bf16_channels_last and not exact and device.type == "cpu" and fast_bf16()

@@ -30,8 +30,12 @@ CALIBRATION_CROP = 256
 SIDE = 512  # pixels that are measured of a picture
 
 
-def export_state(state_path: Path, data: Path, name: str, out: Path | None = None) -> dict[str, Any]:
-    """Write ``name``.safetensors and its manifest row into ``out`` (default: the installed checkpoints); return the row.
+def export_state(
+    state_path: Path, data: Path, name: str | None = None, out: Path | None = None, *, overwrite: bool = False
+) -> dict[str, Any]:
+    """Write ``name``.safetensors and its manifest row into ``out``; return the row.
+
+    They default to the model's name and the installed checkpoints.
 
     Raises UsageError if the state or the pictures cannot be read.
     """
@@ -51,8 +55,8 @@ def export_state(state_path: Path, data: Path, name: str, out: Path | None = Non
         "recipe": state["recipe"],
     }
     return release(
-        model, recipe.model, name, out or checkpoints.FOLDER, calibration=_crops(calibration, recipe.crop),
-        held_out=[_corner(path) for path in held_out], facts=facts,
+        model, recipe.model, name or recipe.model, out or checkpoints.FOLDER, calibration=_crops(calibration, recipe.crop),
+        held_out=[_corner(path) for path in held_out], facts=facts, overwrite=overwrite,
     )  # fmt: skip
 
 

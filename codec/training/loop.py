@@ -54,7 +54,8 @@ def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
 def transferable(model: nn.Module, source: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return the tensors of another model's state that are weights of this one, by name and shape, layer by layer.
 
-    A layer is taken whole or not at all. The gains and standard deviations of y are taken if all of g_a is.
+    A layer is taken whole or not at all. The gains (of equally many levels) and standard deviations of y are taken if all
+    of g_a is.
     """
     own = dict(model.named_parameters())  # no buffers: the mask of a context is not that of another model
     unfit = {name for name, value in own.items() if name not in source or source[name].shape != value.shape}

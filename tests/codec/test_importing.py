@@ -137,6 +137,9 @@ def save(state, path):
         (lambda: {k: v for k, v in ScaleHyperprior(8, 12).state_dict().items() if k != "g_s.2.bias"}, "no tensor g_s.2.bias"),
         (lambda: ScaleHyperprior(8, 12).state_dict() | {"g_s.2.bias": torch.zeros(9)}, "do not fit hyperprior"),
         (lambda: {}, "not a state dict"),
+        (lambda: {1: torch.zeros(2)}, "not a state dict"),
+        (lambda: ScaleHyperprior(8, 12).state_dict() | {"g_s.2.bias": torch.full((8,), torch.nan)}, "not finite"),
+        (lambda: ScaleHyperprior(8, 12).state_dict() | {"h_s.4.weight": torch.tensor(1.0)}, "has no channels"),
         (lambda: [1, 2], "not a state dict"),
     ],
 )  # fmt: skip
@@ -147,8 +150,9 @@ def test_other_weights_are_refused_in_one_sentence(make, message, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_file_that_is_no_pickle_of_tensors_is_refused(tmp_path):
-    (tmp_path / "x.pth").write_bytes(b"not a state")
+@pytest.mark.parametrize("content", [b"", b"not a state", b"e\n", bytes(range(256))])
+def test_a_file_that_is_no_pickle_of_tensors_is_refused(tmp_path, content):
+    (tmp_path / "x.pth").write_bytes(content)
     with pytest.raises(UsageError, match="not weights that torch can read safely"):
         import_weights(tmp_path / "x.pth", "mine", None, 0.01, tmp_path / "out")
 
@@ -167,3 +171,28 @@ def test_the_command_imports_below_state_dict_and_codes(tmp_path, picture):
     assert result.exit_code == 0, result.output
     assert "f8: factorized" in result.output
     assert Codec(tmp_path / "out" / "f8.safetensors", "cpu").encode(picture(40, 50))
+
+
+@pytest.mark.parametrize("name", ["a/b", "..", "", ".hidden", "a b"])
+def test_a_name_that_is_no_file_name_is_refused(tmp_path, name):
+    path = save(FactorizedPrior(8, 12).state_dict(), tmp_path / "weights.pth")
+    with pytest.raises(UsageError, match="no name for a checkpoint"):
+        import_weights(path, name, None, 0.01, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("lmbda", [0.0, -1.0, float("nan"), float("inf")])
+def test_lmbda_must_be_a_positive_number(tmp_path, lmbda):
+    path = save(FactorizedPrior(8, 12).state_dict(), tmp_path / "weights.pth")
+    with pytest.raises(UsageError, match="expected a number above 0"):
+        import_weights(path, "mine", None, lmbda, tmp_path / "out")
+
+
+def test_a_name_is_replaced_only_when_asked(tmp_path):
+    torch.manual_seed(0)
+    path = save(FactorizedPrior(8, 12).state_dict(), tmp_path / "weights.pth")
+    first = import_weights(path, "mine", None, 0.01, tmp_path)
+    other = save(FactorizedPrior(8, 12).state_dict(), tmp_path / "other.pth")
+    with pytest.raises(UsageError, match="already the name"):
+        import_weights(other, "mine", None, 0.01, tmp_path)
+    assert import_weights(other, "mine", None, 0.01, tmp_path, overwrite=True)["sha256"] != first["sha256"]

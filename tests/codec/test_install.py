@@ -23,6 +23,7 @@ def package(tmp_path, monkeypatch, tiny_checkpoint):
     folder.mkdir()
     sha256 = hashlib.sha256(tiny_checkpoint.read_bytes()).hexdigest()
     row = f'[tiny]\nfile = "tiny.safetensors"\nsha256 = "{sha256}"\nmodel = "swift"\nmax_level = 768\n'
+    row += "steps = 1\nparameters = 9\nrd = []\nkmac_per_pixel = { encode = 1.0, decode = 1.0 }\n"
     (folder / "manifest.toml").write_text(row)
     monkeypatch.setattr(checkpoints, "FOLDER", folder)
     monkeypatch.setattr("models.manifest.MANIFEST", folder / "manifest.toml")
@@ -45,11 +46,12 @@ def test_a_listed_checkpoint_is_installed_under_its_name(package, picture):
 
 def test_a_manifest_beside_the_file_names_it(package, tmp_path):
     folder, source = package
-    text = (folder / "manifest.toml").read_text().replace("[tiny]", "[mine]").replace('"tiny.', '"download.')
+    text = (folder / "manifest.toml").read_text().replace("[tiny]", "[mine]").replace('"tiny.', '"../../escape.')
     (tmp_path / "manifest.toml").write_text(text)
     (folder / "manifest.toml").write_text("")
     assert install_checkpoint(source) == "mine"
-    assert (folder / "download.safetensors").exists()
+    assert (folder / "mine.safetensors").exists()
+    assert not list(tmp_path.parent.rglob("escape*"))
     assert manifest()["mine"]["max_level"] == 768
 
 
@@ -73,3 +75,30 @@ def test_a_damaged_file_is_refused(package):
     with pytest.raises(CheckpointError):
         install_checkpoint(source)
     assert not list(folder.glob("*.safetensors"))
+
+
+def test_a_taken_name_is_refused_and_nothing_is_replaced(package, tmp_path):
+    folder, source = package
+    (tmp_path / "manifest.toml").write_text((folder / "manifest.toml").read_text())
+    other = (folder / "manifest.toml").read_text().replace('sha256 = "', 'sha256 = "00')
+    (folder / "manifest.toml").write_text(other)
+    with pytest.raises(UsageError, match="already the name of a checkpoint"):
+        install_checkpoint(source)
+    assert (folder / "manifest.toml").read_text() == other
+    assert not list(folder.glob("*.safetensors"))
+
+
+def test_a_row_that_the_commands_cannot_print_is_refused(package, tmp_path):
+    folder, source = package
+    (tmp_path / "manifest.toml").write_text((folder / "manifest.toml").read_text().replace("steps = 1\n", ""))
+    (folder / "manifest.toml").write_text("")
+    with pytest.raises(UsageError, match="has no steps"):
+        install_checkpoint(source)
+
+
+@pytest.mark.parametrize("text", ["a = 1", "[a]\nfile = 'x'", "[a]\nfile = 1\nsha256 = 'x'"])
+def test_a_manifest_beside_with_strange_rows_is_refused(package, tmp_path, text):
+    _, source = package
+    (tmp_path / "manifest.toml").write_text(text)
+    with pytest.raises(CheckpointError, match="has no file and sha256"):
+        install_checkpoint(source)

@@ -292,3 +292,27 @@ def test_pixel_shuffle_equals_torchs(h, w, factor):
     x = torch.arange(h * w * 4 * factor**2).reshape(h * w, -1)
     expected = torch.nn.PixelShuffle(factor)(x.reshape(h, w, -1).permute(2, 0, 1)[None])[0]
     assert torch.equal(pixel_shuffle(x, h, w, factor), expected.permute(1, 2, 0))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"slope": 2**40},
+        {"slope": -1},
+        {"bias": torch.tensor([-(2**63)])},
+        {"multiplier": torch.tensor([-(2**63)])},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_layers_whose_products_could_overflow_are_refused(changes):
+    one = torch.ones(1, dtype=torch.long)
+    fields = {
+        "weight": torch.ones(2, 1, dtype=torch.int8),
+        "bias": one,
+        "multiplier": one,
+        "lo": -one,
+        "hi": one,
+        "act_max": 127,
+    }
+    with pytest.raises(CheckpointError, match="integer layer"):
+        IntegerLayer(**(fields | changes))
