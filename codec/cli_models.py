@@ -12,6 +12,7 @@ from pathlib import Path
 import click
 
 DEVICES = click.Choice(["auto", "cpu", "cuda"])
+TABLE_WIDTH = 132  # narrower, names would be cut
 FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
@@ -44,7 +45,7 @@ def models(install: Path | None) -> None:
         cells = (row["model"], row["sha256"][:8], f"{row['parameters'] / 1e6:.1f} M", f"{macs['encode']:.1f}")
         here = "yes" if is_installed(row) else "no"
         table.add_row(name, *cells, f"{macs['decode']:.1f}", *span, str(row["steps"]), here)
-    Console().print(table)
+    Console(width=max(Console().width, TABLE_WIDTH)).print(table)
 
 
 @click.argument("source", type=FILE)
