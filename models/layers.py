@@ -86,7 +86,7 @@ class Float32(nn.Module):
 class BlockedGDN(nn.Module):
     """CompressAI's ``GDN`` for inference, computed block by block of positions: the same values, half of the time on a CPU.
 
-    What it computes in between stays in the cache.
+    What it computes in between stays in the cache. It works in place: its input is always what a convolution just made.
     """
 
     gamma: Tensor
@@ -98,13 +98,11 @@ class BlockedGDN(nn.Module):
         self.register_buffer("gamma", gdn.gamma_reparam(gdn.gamma).detach().T.contiguous())
         self.register_buffer("beta", gdn.beta_reparam(gdn.beta).detach())
 
-    def forward(self, x: Tensor) -> Tensor:  # (B, C, H, W), channels_last
-        flat = x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
-        out = torch.empty_like(flat)
-        for block, target in zip(flat.split(GDN_BLOCK), out.split(GDN_BLOCK), strict=True):
+    def forward(self, x: Tensor) -> Tensor:  # (B, C, H, W), channels_last; overwritten
+        for block in x.permute(0, 2, 3, 1).view(-1, x.shape[1]).split(GDN_BLOCK):
             norm = torch.addmm(self.beta, block * block, self.gamma)
-            torch.mul(block, norm.sqrt_() if self.inverse else norm.rsqrt_(), out=target)
-        return out.reshape(x.shape[0], *x.shape[2:], -1).permute(0, 3, 1, 2)
+            block.mul_(norm.sqrt_() if self.inverse else norm.rsqrt_())
+        return x
 
 
 class SubpixelDeconv(nn.Module):

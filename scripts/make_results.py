@@ -70,7 +70,7 @@ def bd_rate(anchor: list[dict[str, float]], rows: list[dict[str, float]]) -> flo
     if min(high for _, high in spans) - max(low for low, _ in spans) < 1:
         return None
     curves = [(np.array([r["bpp"] for r in curve]), np.array([r["psnr_db"] for r in curve])) for curve in (anchor, rows)]
-    return float(bjontegaard.bd_rate(*curves[0], *curves[1], method="akima", min_overlap=0))
+    return float(bjontegaard.bd_rate(*curves[0], *curves[1], method="akima", require_matching_points=False, min_overlap=0))
 
 
 def models() -> str:
@@ -83,15 +83,16 @@ def models() -> str:
     for name in names:
         row, times = rows[name], results[name]["rows"]
         config = row["recipe"].get("config", {})
+        before = f"{row['start']['step']} + " if "start" in row else ""  # steps of the weights that it began with
         width = f"{config['N']}/{config['M']}" if "N" in config else "192/320"
         macs = row["kmac_per_pixel"]
         seconds = [f"{np.mean([r[key] for r in times]):.3f}" for key in ("encode_s", "decode_s")]
         overview.append([f"`{name}`", width, f"{row['parameters'] / 1e6:.1f}", f"{macs['encode']:.1f}", f"{macs['decode']:.1f}",
-                         str(row["steps"]), f"{row['quantisation_cost_percent']:+.2f} %", *seconds])  # fmt: skip
+                         f"{before}{row['steps']}", f"{row['quantisation_cost_percent']:+.2f} %", *seconds])  # fmt: skip
     first = next(iter(results.values()))
     out = (
         f"Means over the Kodak pictures, real files, {first['threads']} threads, torch {first['versions']['torch']}, "
-        f"{first['cpu']}. kMAC per pixel by torch's flop counter.\n\n"
+        f"{first['cpu']}. kMAC per pixel by torch's flop counter. Training steps: of the weights that it began with, and its own.\n\n"
     )
     head = ["model", "N/M", "parameters (M)", "kMAC/pixel enc", "kMAC/pixel dec", "training steps", "cost of integers"]
     head += ["encode (s)", "decode (s)"]
