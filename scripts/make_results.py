@@ -92,7 +92,8 @@ def models() -> str:
     first = next(iter(results.values()))
     out = (
         f"Means over the Kodak pictures, real files, {first['threads']} threads, torch {first['versions']['torch']}, "
-        f"{first['cpu']}. kMAC per pixel by torch's flop counter. Training steps: of the weights that it began with, and its own.\n\n"
+        f"{first['cpu']}. kMAC per pixel by torch's flop counter. "
+        "Training steps: of the weights that it began with, and its own.\n\n"
     )
     head = ["model", "N/M", "parameters (M)", "kMAC/pixel enc", "kMAC/pixel dec", "training steps", "cost of integers"]
     head += ["encode (s)", "decode (s)"]
