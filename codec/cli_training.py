@@ -62,7 +62,7 @@ def _train_extra(threads: int | None) -> Iterator[None]:
 @click.option("--experiment", metavar="NAME", help="State in NAME.pt, TensorBoard logs in runs/NAME.")
 @click.option("--state", type=PATH, help="The state file, saved as it goes (default: train.pt).")
 @click.option("--logdir", type=PATH, help="Write TensorBoard logs here.")
-@click.option("--start", type=FILE, metavar="STATE", help="Begin with the weights of another training state that fit.")
+@click.option("--start", type=FILE, help="Begin with what fits of another state's weights, or a checkpoint's.")
 @click.option("--resume", is_flag=True, help="Go on from the state file.")
 @click.option("--max-minutes", type=float, help="End this call after so long; go on with --resume.")
 @_recipe_options

@@ -83,7 +83,9 @@ def models() -> str:
     for name in names:
         row, times = rows[name], results[name]["rows"]
         config = row["recipe"].get("config", {})
-        before = f"{row['start']['step']} + " if "start" in row else ""  # steps of the weights that it began with
+        before = (
+            f"{row['start']['step']} + " if "step" in row.get("start", {}) else ""
+        )  # steps of the weights that it began with
         width = f"{config['N']}/{config['M']}" if "N" in config else "192/320"
         macs = row["kmac_per_pixel"]
         seconds = [f"{np.mean([r[key] for r in times]):.3f}" for key in ("encode_s", "decode_s")]

@@ -21,11 +21,14 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import MultiStepLR, ReduceLROnPlateau
 
 from bitstream.errors import UsageError
+from bitstream.tables import LOG2_UNITS
 from codec.training.data import CropStore, find_images, validation_batches
 from codec.training.recipe import Recipe
 from codec.training.state import read_state, write_state
+from models.checkpoint import load_checkpoint
 from models.klt import klt_start
 from models.network import rate_distortion
+from models.quantise import PREFIX
 from models.registry import build
 
 log = logging.getLogger(__name__)
@@ -64,6 +67,16 @@ def transferable(model: nn.Module, source: dict[str, Tensor]) -> dict[str, Tenso
     if any(name.startswith("g_a.") and name not in taken for name in own):
         return {name: value for name, value in taken.items() if not name.startswith("log2_gain")}
     return taken | {"log2_std": source["log2_std"]}
+
+
+def released_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the float tensors of a release checkpoint (transforms, gains, std) and what it is. Raises CheckpointError."""
+    checkpoint = load_checkpoint(path)
+    weights = {name: t.float() for name, t in checkpoint.tensors.items() if not name.startswith(PREFIX)}
+    for name in ("log2_gain", "log2_gain_z", "log2_std"):
+        if PREFIX + name in checkpoint.tensors:
+            weights[name] = checkpoint.tensors[PREFIX + name].float() / LOG2_UNITS
+    return weights, {"model": checkpoint.model, "checkpoint": checkpoint.sha256[:8]}
 
 
 class Schedule:
@@ -114,7 +127,8 @@ class Schedule:
 class Trainer:
     """One run: model, optimiser, EMA and clock, saved and resumed as one state.
 
-    ``start`` is the state of another run, of this model or another, whose averaged weights are taken where they fit.
+    ``start`` is the state of another run, of this model or another, whose averaged weights are taken where they fit; or a
+    release checkpoint (.safetensors), which has the transforms and gains alone.
     """
 
     def __init__(
@@ -151,12 +165,16 @@ class Trainer:
         self.step, self.minutes = 0, 0.0
 
     def _read_start(self, path: Path) -> dict[str, Tensor]:
-        state = read_state(path, torch.device("cpu"))
-        taken = transferable(self.model, state["ema"])
+        if path.suffix == ".safetensors":
+            source, origin = released_weights(path)
+        else:
+            state = read_state(path, torch.device("cpu"))
+            source, origin = state["ema"], {"model": state["recipe"]["model"], "step": state["step"]}
+        taken = transferable(self.model, source)
         if not taken:
             raise UsageError(f"{path}: no layer of it fits {self.recipe.model}: start from a model of the same widths")
-        self.start = {"model": state["recipe"]["model"], "step": state["step"], "tensors": len(taken)}
-        log.info("%s: %d tensors taken from %s", path, len(taken), state["recipe"]["model"])
+        self.start = origin | {"tensors": len(taken)}
+        log.info("%s: %d tensors taken from %s", path, len(taken), origin["model"])
         return taken
 
     # -- state ---------------------------------------------------------------------------------------------------

@@ -35,7 +35,10 @@ def train_with_progress(
         trainer.load(state)
     console = Console(stderr=True)
     if start is not None and trainer.start is not None:
-        console.print("start: {tensors} tensors of {model} at step {step}".format(**trainer.start))
+        where = (
+            f"at step {trainer.start['step']}" if "step" in trainer.start else f"of checkpoint {trainer.start['checkpoint']}"
+        )
+        console.print(f"start: {trainer.start['tensors']} tensors of {trainer.start['model']} {where}")
     writer = SummaryWriter(str(logdir)) if logdir is not None else None
     columns = (TextColumn("step {task.fields[step]}"), BarColumn(), TextColumn("{task.fields[text]}"), TimeElapsedColumn())
     with Progress(*columns, console=console) as progress:

@@ -13,6 +13,7 @@ pytest.importorskip("lightning", reason="training needs the train extra")
 from bitstream.errors import UsageError  # noqa: E402
 from codec.training.loop import Trainer, parameter_groups, transferable  # noqa: E402
 from codec.training.recipe import Recipe  # noqa: E402
+from models.checkpoint import load_checkpoint  # noqa: E402
 from models.registry import MODELS, build  # noqa: E402
 
 TINY = {"N": 8, "M": 12, "levels": 2}
@@ -139,3 +140,18 @@ def test_a_bad_config_is_said_before_the_pictures_are_read(tmp_path):
     recipe = dataclasses.replace(tiny("hyperprior"), config={"K": 1})
     with pytest.raises(UsageError, match="unknown config key 'K'"):
         Trainer(recipe, tmp_path / "none", device="cpu")
+
+
+def test_start_takes_transforms_and_gains_of_a_checkpoint(data, golden):
+    """The tiny released hyperprior gives a joint of the same widths its transforms, in float32."""
+    path = golden / "tiny-hyperprior.safetensors"
+    released = load_checkpoint(path)
+    config = {key: released.config[key] for key in ("M", "N", "levels", "lmbda_min", "lmbda_max")}
+    trainer = Trainer(tiny("joint", config=config), data, start=path, device="cpu")
+    own = trainer.model.state_dict()
+    transforms = [name for name in own if name.startswith(("g_a.", "g_s.")) and "_reparam" not in name]
+    assert transforms
+    assert all(torch.equal(own[name], released.tensors[name].float()) for name in transforms)
+    assert torch.equal(own["log2_gain"], released.tensors["entropy.log2_gain"].float() / 256)
+    assert trainer.start["checkpoint"] == released.sha256[:8]
+    trainer.train_step()
