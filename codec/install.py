@@ -24,11 +24,11 @@ def install_checkpoint(path: Path) -> str:
         raise UsageError(f"{path}: not a .safetensors checkpoint")
     checkpoint = load_checkpoint(path)
     beside = path.with_name("manifest.toml")
-    rows = (read_manifest(beside) if beside.exists() else {}) | manifest()
-    name = next((name for name, row in rows.items() if row["sha256"] == checkpoint.sha256), None)
+    rows = [*manifest().items(), *(read_manifest(beside).items() if beside.exists() else ())]
+    name, found = next(((name, row) for name, row in rows if row["sha256"] == checkpoint.sha256), (None, {}))
     if name is None:
         raise UsageError(f"{path}: no manifest has checkpoint {checkpoint.model_id.hex()}: keep manifest.toml beside it")
-    row = rows[name] | {"file": f"{name}.safetensors"}
+    row = found | {"file": f"{name}.safetensors"}
     missing = [key for key in ROW_KEYS if key not in row]
     if missing:
         raise UsageError(f"{path}: its manifest row {name} has no {missing[0]}: take the row that `codec export` wrote")

@@ -51,7 +51,7 @@ def test_a_manifest_beside_the_file_names_it(package, tmp_path):
     (folder / "manifest.toml").write_text("")
     assert install_checkpoint(source) == "mine"
     assert (folder / "mine.safetensors").exists()
-    assert not list(tmp_path.parent.rglob("escape*"))
+    assert not list(tmp_path.parent.rglob("escape.safetensors"))
     assert manifest()["mine"]["max_level"] == 768
 
 
