@@ -90,9 +90,14 @@ class TableRows:
         return part.rows(first, last), self.rows - self.rows.dtype.type(low)
 
 
+def piece_size(row_length: int) -> int:
+    """Return how many symbols have one payload at this length of a CDF row."""
+    return max(PIECE_CELLS // row_length, 1)
+
+
 def pieces(count: int, row_length: int) -> list[slice]:
     """Cut a stream of so many symbols into the pieces that have a payload each."""
-    size = max(PIECE_CELLS // row_length, 1)
+    size = piece_size(row_length)
     return [slice(start, min(start + size, count)) for start in range(0, count, size)]
 
 
@@ -261,7 +266,7 @@ class _GrowingStream:
         first, last = self._range
         if first == last:
             return np.full(len(source), first, dtype=np.int16)
-        size, out, start = max(PIECE_CELLS // (last - first + 2), 1), [], 0
+        size, out, start = piece_size(last - first + 2), [], 0
         while start < len(source):
             if self._payload is None:
                 self._payload, self._offset = read_payload(self._data, self._offset)

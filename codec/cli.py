@@ -20,9 +20,7 @@ import click
 from bitstream.container import MAX_PIXELS
 from bitstream.errors import CodecError, UsageError
 from codec import __version__, cli_models, cli_training
-
-DEVICES = click.Choice(["auto", "cpu", "cuda"])
-PATH = click.Path(path_type=Path)
+from codec.cli_options import DEVICES, PATH, set_threads
 
 
 def _print_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
@@ -59,13 +57,6 @@ def _compute_options(function: Callable[..., None]) -> Callable[..., None]:
     ):
         function = option(function)
     return function
-
-
-def _set_threads(threads: int | None) -> None:
-    if threads:
-        import torch
-
-        torch.set_num_threads(threads)
 
 
 def _print_timings(timings: dict[str, float], begin: float) -> None:
@@ -108,7 +99,7 @@ def encode(
     from codec.api import cached_codec
     from codec.metrics import bpp, psnr_db
 
-    _set_threads(threads)
+    set_threads(threads)
     coder = cached_codec(model, device)
     picture = images.load(source)
     data = coder.encode_picture(picture, quality=quality)
@@ -150,7 +141,7 @@ def decode(
     from codec import images
     from codec.api import cached_codec
 
-    _set_threads(threads)
+    set_threads(threads)
     coder = cached_codec(name, device)
     images.save(coder.decode(data, max_pixels=max_pixels), target, overwrite=force)
     if verbose:

@@ -11,17 +11,9 @@ from pathlib import Path
 
 import click
 
-DEVICES = click.Choice(["auto", "cpu", "cuda"])
+from codec.cli_options import DEVICES, FILE, FOLDER, set_threads
+
 TABLE_WIDTH = 132  # narrower, names would be cut
-FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
-FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
-
-
-def _set_threads(threads: int | None) -> None:
-    if threads:
-        import torch
-
-        torch.set_num_threads(threads)
 
 
 @click.option("--install", type=FILE, help="Add a checkpoint file (.safetensors) to the installed ones.")
@@ -64,7 +56,7 @@ def import_(
     codec import bmshj2018-hyperprior-3-6d87be32.pth.tar --as hyperprior-3
     codec encode photo.png photo.lic --model hyperprior-3
     """
-    _set_threads(threads)
+    set_threads(threads)
     from codec.importing import import_weights
 
     row = import_weights(source, name, data, lmbda, out, overwrite=force)
@@ -80,7 +72,7 @@ def import_(
 @click.option("--threads", type=click.IntRange(1), help="CPU threads (default: all cores).")
 def evaluate(folder: Path, model: str, out: Path | None, device: str, threads: int | None) -> None:
     """Print λ, pixels, bits, bpp, PSNR and seconds of a model over the pictures below FOLDER, by real files."""
-    _set_threads(threads)
+    set_threads(threads)
     import torch
     from rich.console import Console
     from rich.table import Table

@@ -14,11 +14,8 @@ from typing import Any
 import click
 
 from bitstream.errors import UsageError
+from codec.cli_options import FILE, FOLDER, PATH, set_threads
 from codec.training.recipe import SCHEDULES
-
-FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
-FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
-PATH = click.Path(path_type=Path)
 
 RECIPE_OPTIONS = (  # of ``Recipe.with_options``
     click.option("--lmbda", type=float, help="Train for one λ instead of all levels: 0.0067, 0.013, 0.025, 0.0483, …"),
@@ -45,10 +42,7 @@ def _recipe_options(function: Callable[..., None]) -> Callable[..., None]:
 def _train_extra(threads: int | None) -> Iterator[None]:
     """Set the CPU threads; say how to install what an import inside the block lacks."""
     try:
-        if threads:
-            import torch
-
-            torch.set_num_threads(threads)
+        set_threads(threads)
         yield
     except ImportError as error:
         raise UsageError(f"{error.name} is not installed: pip install -e '.[train]' in its repository") from error

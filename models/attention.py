@@ -6,7 +6,7 @@ https://arxiv.org/abs/2001.01568.
                 │               │ └ masked 5×5 context ┐
                 └ h_a ─ z ─ Q ─ h_s ───────────────────┴ parameters ─ weight, mean, scale of 3 components
 
-Networks are CompressAI's ``Cheng2020Attention`` (its ``Cheng2020Anchor`` with ``attention_blocks`` 0), with three mixture
+Networks are CompressAI's ``Cheng2020Attention`` (its ``Cheng2020Anchor`` without ``attention_blocks``), with three mixture
 components as in the paper where CompressAI has one; added are gain vectors (``models.network``). y is rounded by itself: a
 mixture has no one mean to round around.
 """
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from bitstream.errors import UsageError
 from models.layers import Float32, weight_and_bias
 from models.layout import EntropyLayout
-from models.network import Network, RateConfig, float32_at, zero_start
+from models.network import Network, RateConfig, context_layers, float32_at, zero_start
 from models.rounding import ste_round
 
 
@@ -97,7 +97,4 @@ class Attention(Network):
 
     def entropy_layers(self) -> dict[str, nn.Module]:
         """See ``Network.entropy_layers``."""
-        convolutions = [layer for layer in self.h_s if not isinstance(layer, nn.LeakyReLU)]
-        layers = {f"hyper_{i}": layer for i, layer in enumerate(convolutions, 1)}
-        layers["context"] = self.context_prediction
-        return layers | {f"parameters_{i}": self.entropy_parameters[2 * i - 2] for i in (1, 2, 3)}
+        return context_layers(self.h_s, self.context_prediction, self.entropy_parameters)

@@ -18,7 +18,7 @@ from compressai.models import JointAutoregressiveHierarchicalPriors
 from torch import Tensor, nn
 
 from models.layout import EntropyLayout
-from models.network import Network, RateConfig, float32_at, zero_start
+from models.network import Network, RateConfig, context_layers, float32_at, zero_start
 from models.rounding import ste_round, ste_symbols
 
 PASSES = 3  # of an estimate outside of training
@@ -90,7 +90,4 @@ class Joint(Network):
 
     def entropy_layers(self) -> dict[str, nn.Module]:
         """See ``Network.entropy_layers``."""
-        convolutions = [layer for layer in self.h_s if not isinstance(layer, nn.LeakyReLU)]
-        layers = {f"hyper_{i}": layer for i, layer in enumerate(convolutions, 1)}
-        layers["context"] = self.context_prediction
-        return layers | {f"parameters_{i}": self.entropy_parameters[2 * i - 2] for i in (1, 2, 3)}
+        return context_layers(self.h_s, self.context_prediction, self.entropy_parameters)

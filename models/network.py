@@ -142,6 +142,14 @@ def float32_at(layers: nn.Sequential, *indexes: int) -> nn.Sequential:
     return layers
 
 
+def context_layers(h_s: nn.Sequential, context: nn.Module, parameters: nn.Sequential) -> dict[str, nn.Module]:
+    """Return ``entropy_layers`` of CompressAI's networks with a context: all but the activations."""
+    named = {"hyper": h_s, "parameters": parameters}
+    kept = {name: [layer for layer in part if not isinstance(layer, nn.LeakyReLU)] for name, part in named.items()}
+    hyper, last = ({f"{name}_{i}": layer for i, layer in enumerate(part, 1)} for name, part in kept.items())
+    return hyper | {"context": context} | last
+
+
 def zero_start(layer: nn.Module) -> None:
     """Start the last layer of an entropy network at mean 0 and scale 1: right for every channel and level."""
     for parameter in weight_and_bias(layer):
