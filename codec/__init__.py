@@ -39,6 +39,7 @@ if TYPE_CHECKING:
         ImageError,
         LimitError,
         SymbolError,
+        TargetError,
         UsageError,
         VersionError,
     )
@@ -46,7 +47,8 @@ if TYPE_CHECKING:
     from codec.describe import info
 
 _ERRORS = (
-    "CheckpointError CodecError DesyncError EngineError FormatError ImageError LimitError SymbolError UsageError VersionError"
+    "CheckpointError CodecError DesyncError EngineError FormatError ImageError LimitError SymbolError TargetError "
+    "UsageError VersionError"
 )
 _HOMES = {name: "codec.api" for name in ("Codec", "decode", "decode_file", "encode", "encode_file")}
 _HOMES |= {name: "bitstream.errors" for name in _ERRORS.split()} | {"Header": "bitstream.container", "info": "codec.describe"}
@@ -54,7 +56,7 @@ _HOMES |= {name: "bitstream.errors" for name in _ERRORS.split()} | {"Header": "b
 __all__ = [  # noqa: RUF022
     "encode", "decode", "encode_file", "decode_file", "info", "Codec", "Header",
     "CodecError", "CheckpointError", "DesyncError", "EngineError", "FormatError", "ImageError", "LimitError",
-    "SymbolError", "UsageError", "VersionError",
+    "SymbolError", "TargetError", "UsageError", "VersionError",
 ]  # fmt: skip
 __version__ = "0.1.0"
 

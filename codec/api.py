@@ -7,23 +7,28 @@ decode: Container.unpack → model.decompress → symbol CRC → images.to_pil
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from functools import lru_cache
 from os import PathLike
+from typing import Any
 
 import torch
 from PIL import Image
+from torch import Tensor
 
 from bitstream.container import MAX_PIXELS, Y_TILE, Container, Header, Z, check_size, unpack_header
 from bitstream.engines import default_engine
 from bitstream.errors import CheckpointError, FormatError, UsageError
 from codec import images
 from codec.files import check_target, read_bytes, write_atomic
-from codec.images import ImageLike, Picture
+from codec.images import ImageLike, Picture, Pixels
+from codec.metrics import psnr_db
+from codec.targets import Attempt, LevelSearch, Target
 from models.manifest import find_by_id
+from models.refine import STEPS
 from models.runtime import LoadedModel
 
 DEFAULT_MODEL = "swift"
-DEFAULT_QUALITY = 50.0
 
 
 class Codec:
@@ -39,30 +44,56 @@ class Codec:
         self.engine = default_engine()
         self.timings: dict[str, float] = {}
 
-    def encode(self, image: ImageLike, *, quality: float = DEFAULT_QUALITY) -> bytes:
-        """Return the file of a picture (path, PIL image, (H, W, 3) or (H, W) uint8 array) at quality 0 … 100.
+    @property
+    def max_level(self) -> int:
+        """Return the rate level, in 1/256, that quality 100 stands for."""
+        return self.model.entropy.max_level
 
-        Raises ImageError for what cannot be read or stored, UsageError for a quality outside of 0 … 100.
+    def encode(
+        self, image: ImageLike, *, quality: float | None = None, bpp: float | None = None, size: int | None = None,
+        psnr: float | None = None, max_size: int | None = None, effort: int = 0,
+        progress: Callable[[float], None] = lambda _: None,
+    ) -> bytes:  # fmt: skip
+        """Return the file of a picture (path, PIL image, (H, W, 3) or (H, W) uint8 array).
+
+        ``quality`` is 0 … 100 (50 if nothing is given). Instead of it: ``bpp`` or ``size`` (bytes) for the best file that is
+        not larger, ``psnr`` (dB) for the smallest that reaches it. ``max_size`` limits the bytes in any case. ``effort`` 1 … 10
+        spends time on fewer bits at the same quality; ``progress`` is then called with the share done of each refinement.
+        Raises ImageError for what cannot be read or stored, UsageError for values that cannot be or contradict each other,
+        TargetError if no file of the picture meets them.
         """
+        target = Target(quality=quality, bpp=bpp, size=size, psnr=psnr, max_size=max_size)
         begin = time.perf_counter()
         picture = images.load(image)
         read = time.perf_counter() - begin
-        data = self.encode_picture(picture, quality=quality)
+        data = self.encode_picture(picture, target, effort=effort, progress=progress)
         self.timings = {"read": read, **self.timings}
         return data
 
-    def encode_picture(self, picture: Picture, *, quality: float = DEFAULT_QUALITY) -> bytes:
-        """Return the file of a picture that ``images.load`` gave. Raises UsageError or LimitError."""
-        if not 0 <= quality <= 100:
-            raise UsageError(f"quality is {quality}, expected 0 … 100")
+    def encode_picture(
+        self, picture: Picture, target: Target, *, effort: int = 0, progress: Callable[[float], None] = lambda _: None
+    ) -> bytes:
+        """Return the file of a picture that ``images.load`` gave. Raises UsageError, TargetError or LimitError."""
+        if effort not in range(len(STEPS)):
+            raise UsageError(f"effort is {effort}, expected 0 … {len(STEPS) - 1}")
         h, w, _ = picture.pixels.shape
         check_size(w, h, MAX_PIXELS)
-        level = round(quality / 100 * self.model.entropy.max_level)
         x = torch.from_numpy(picture.pixels).permute(2, 0, 1)[None].float() / 255  # (1, 3, H, W)
-        (z, y), crc = self.model.compress(x, level, self.engine)
+        y, z = self.model.analyse(x)
+
+        def attempt(level: int, effort: int) -> Attempt:
+            chosen = self.model.refine(x, y, z, level, STEPS[effort], progress) if effort else y
+            coded = self.model.code(chosen, z, level, self.engine)
+            header = Header(w, h, picture.gray, self.model.checkpoint.model_id, level, coded.crc)
+            data = Container(header, list(zip((Z, Y_TILE), coded.payloads, strict=True))).pack()
+            return Attempt(data, lambda: self._psnr_db(picture, coded.y_hat, level))
+
+        top, first = self.max_level, None
+        if effort and not target.is_quality:  # the plain search is where the refined one begins
+            first, _ = LevelSearch(lambda level: attempt(level, 0), top).run(target, w * h)
+        _, found = LevelSearch(lambda level: attempt(level, effort), top).run(target, w * h, first)
         self.timings = dict(self.model.timings)
-        header = Header(w, h, picture.gray, self.model.checkpoint.model_id, level, crc)
-        return Container(header, [(Z, z), (Y_TILE, y)]).pack()
+        return found.data
 
     def decode(self, data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
         """Return the picture of a file, mode RGB or L.
@@ -71,21 +102,30 @@ class Codec:
         DesyncError if the decoded symbols do not have the checksum in the file.
         """
         container = Container.unpack(data, max_pixels=max_pixels)
-        header, entropy = container.header, self.model.entropy
+        header = container.header
         if header.model_id != self.model.checkpoint.model_id:
             raise CheckpointError(
                 f"the file was made with checkpoint {header.model_id.hex()}, loaded is "
                 f"{self.model.checkpoint.model_id.hex()} ({self.model.checkpoint.name}): choose the right model"
             )
-        if header.level > entropy.max_level:
-            raise FormatError(f"level is {header.level}, this model's highest is {entropy.max_level}: the file is damaged")
+        if header.level > self.max_level:
+            raise FormatError(f"level is {header.level}, this model's highest is {self.max_level}: the file is damaged")
         payloads = [payload for _, payload in container.chunks]
         x_hat = self.model.decompress(payloads, header.level, header.height, header.width, self.engine, header.symbol_crc)
         begin = time.perf_counter()
-        pixels = (x_hat[0] * 255).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).contiguous().cpu().numpy()
-        image = images.to_pil(pixels, gray=header.gray)
+        image = images.to_pil(_pixels(x_hat), gray=header.gray)
         self.timings = {**self.model.timings, "pixels": time.perf_counter() - begin}
         return image
+
+    def _psnr_db(self, picture: Picture, y_hat: Tensor, level: int) -> float:
+        h, w, _ = picture.pixels.shape
+        image = images.to_pil(_pixels(self.model.synthesise(y_hat, level, h, w)), gray=picture.gray)
+        return psnr_db(picture.pixels, images.load(image).pixels)
+
+
+def _pixels(x_hat: Tensor) -> Pixels:
+    """Return x_hat (1, 3, H, W) as (H, W, 3) uint8."""
+    return (x_hat[0] * 255).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).contiguous().cpu().numpy()
 
 
 @lru_cache(maxsize=4)
@@ -104,11 +144,9 @@ def _device(name: str | None) -> torch.device:
     return torch.device(str(name))
 
 
-def encode(
-    image: ImageLike, *, quality: float = DEFAULT_QUALITY, model: str = DEFAULT_MODEL, device: str | None = None
-) -> bytes:
-    """Return the file of a picture. See ``Codec.encode``."""
-    return cached_codec(str(model), device).encode(image, quality=quality)
+def encode(image: ImageLike, *, model: str = DEFAULT_MODEL, device: str | None = None, **options: Any) -> bytes:
+    """Return the file of a picture; ``options`` are those of ``Codec.encode``."""
+    return cached_codec(str(model), device).encode(image, **options)
 
 
 def decode(data: bytes, *, device: str | None = None, model: str | None = None, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -125,14 +163,17 @@ def encode_file(
     source: str | PathLike[str],
     target: str | PathLike[str],
     *,
-    quality: float = DEFAULT_QUALITY,
     model: str = DEFAULT_MODEL,
     device: str | None = None,
     overwrite: bool = False,
+    **options: Any,
 ) -> int:
-    """Encode a picture file to a file; return its bytes. Raises UsageError if it exists and ``overwrite`` is false."""
+    """Encode a picture file to a file; return its bytes. ``options`` are those of ``Codec.encode``.
+
+    Raises UsageError if the target exists and ``overwrite`` is false.
+    """
     check_target(target, overwrite=overwrite)
-    data = encode(source, quality=quality, model=model, device=device)
+    data = encode(source, model=model, device=device, **options)
     write_atomic(target, data, overwrite=overwrite)
     return len(data)
 

@@ -5,12 +5,13 @@ Heavy imports stay inside the commands: ``codec --help`` and ``codec info`` load
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -78,41 +79,74 @@ def main() -> None:
 @main.command()
 @click.argument("source", type=PATH)
 @click.argument("target", type=PATH)
-@click.option("-q", "--quality", type=click.FloatRange(0, 100), default=50.0, show_default=True, help="0 small … 100 fine.")
+@click.option("-q", "--quality", type=click.FloatRange(0, 100), help="0 small … 100 fine.  [default: 50]")
+@click.option("--bpp", type=float, help="Instead: at most so many bits per pixel.")
+@click.option("--size", metavar="BYTES|KB", help="Instead: at most so many bytes, for example 40000, 40KB or 1.5MB.")
+@click.option("--psnr", type=float, help="Instead: the smallest file with this PSNR in dB, or a little more.")
+@click.option("--max-size", metavar="BYTES|KB", help="Lower the quality where the file would be larger than this.")
+@click.option("--effort", type=click.IntRange(0, 10), default=0, show_default=True, help="Spend time on fewer bits.")
 @click.option("--model", default="swift", show_default=True, help="A name from `codec models`, or a .safetensors path.")
 @click.option("-f", "--force", is_flag=True, help="Overwrite the target.")
-@click.option("--verify", is_flag=True, help="Decode again and print bpp and PSNR.")
+@click.option("--verify", is_flag=True, help="Decode again and print PSNR.")
 @_compute_options
 @_errors_to_exit
 def encode(
-    source: Path, target: Path, quality: float, model: str, force: bool, verify: bool, device: str,
-    threads: int | None, verbose: bool,
+    source: Path, target: Path, quality: float | None, bpp: float | None, size: str | None, psnr: float | None,
+    max_size: str | None, effort: int, model: str, force: bool, verify: bool, device: str, threads: int | None, verbose: bool,
 ) -> None:  # fmt: skip
     """Compress a picture SOURCE (PNG, JPEG, WebP, TIFF, …) into the file TARGET."""
     begin = time.perf_counter()
     from codec.files import check_target, write_atomic
+    from codec.targets import Target, parse_size
 
+    limits = [None if text is None else parse_size(text) for text in (size, max_size)]
+    goal = Target(quality=quality, bpp=bpp, size=limits[0], psnr=psnr, max_size=limits[1])
     check_target(target, overwrite=force)
     if not os.path.exists(source):
         raise UsageError(f"{source}: no such file")
     from codec import images
     from codec.api import cached_codec
-    from codec.metrics import bpp, psnr_db
 
     set_threads(threads)
     coder = cached_codec(model, device)
     picture = images.load(source)
-    data = coder.encode_picture(picture, quality=quality)
+    with _refinement_bar(effort) as progress:
+        data = coder.encode_picture(picture, goal, effort=effort, progress=progress)
     timings = coder.timings
-    if verify:
-        decoded = images.load(coder.decode(data)).pixels
-        psnr = psnr_db(picture.pixels, decoded)
+    reached = None
+    if verify or not goal.is_quality:
+        reached = _reached(target, data, coder.max_level, picture.pixels, images.load(coder.decode(data)).pixels)
     write_atomic(target, data, overwrite=force)
-    if verify:
-        h, w, _ = picture.pixels.shape
-        click.echo(f"{target}: {len(data)} bytes, {bpp(len(data), w, h):.4f} bpp, PSNR {psnr:.2f} dB")
+    if reached is not None:
+        click.echo(reached)
     if verbose:
         _print_timings(timings, begin)
+
+
+def _reached(target: Path, data: bytes, max_level: int, source: Any, decoded: Any) -> str:
+    from codec.describe import info
+    from codec.metrics import bpp, psnr_db
+
+    h, w, _ = source.shape
+    quality = 100 * info(data).level / (max_level or 1)
+    return (
+        f"{target}: {len(data)} bytes, {bpp(len(data), w, h):.4f} bpp, PSNR {psnr_db(source, decoded):.2f} dB, "
+        f"quality {quality:.1f}"
+    )
+
+
+@contextlib.contextmanager
+def _refinement_bar(effort: int) -> Iterator[Callable[[float], None]]:
+    """Show a bar on a terminal while ``effort`` refines; its value is called with the share done."""
+    if not effort or not sys.stderr.isatty():
+        yield lambda _: None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("refine", total=1.0)
+        yield lambda share: bar.update(task, completed=share)
 
 
 @main.command()

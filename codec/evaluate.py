@@ -20,6 +20,7 @@ from codec import images
 from codec.api import Codec
 from codec.machine import cpu_name
 from codec.metrics import bpp, psnr_db
+from codec.targets import Target
 from codec.training.data import SUFFIXES
 
 COLUMNS = ("lmbda", "pixels", "bits", "bpp", "psnr_db", "encode_s", "decode_s")
@@ -31,7 +32,7 @@ def evaluate(coder: Codec, folder: Path, *, progress: Callable[[str], None] = la
     if not paths:
         raise UsageError(f"{folder}: no pictures ({', '.join(sorted(SUFFIXES))}) are below it")
     pictures = [images.load(path) for path in paths]
-    coder.decode(coder.encode_picture(pictures[0]))  # the first call builds and allocates
+    coder.decode(coder.encode_picture(pictures[0], Target()))  # the first call builds and allocates
     config = coder.model.config
     values = [round(float(lmbda), 6) for lmbda in config.lmbda(torch.arange(config.levels, dtype=torch.float64))]
     rows = []
@@ -46,7 +47,7 @@ def evaluate(coder: Codec, folder: Path, *, progress: Callable[[str], None] = la
 
 def _point(coder: Codec, picture: images.Picture, quality: float) -> tuple[float, ...]:
     begin = time.perf_counter()
-    data = coder.encode_picture(picture, quality=quality)
+    data = coder.encode_picture(picture, Target(quality=quality))
     middle = time.perf_counter()
     decoded = coder.decode(data)
     end = time.perf_counter()

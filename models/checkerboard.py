@@ -18,12 +18,13 @@ from torch import Tensor
 
 from models.joint import ContextConfig, Joint
 from models.layout import EntropyLayout
-from models.rounding import ste_symbols
 from models.schedule import anchor_mask
 
 
 class Checkerboard(Joint):
     """The training network. ``forward`` gives x_hat and likelihoods; real bits come from ``models.entropy``."""
+
+    refinable = True
 
     def __init__(self, cfg: ContextConfig | None = None) -> None:
         super().__init__(cfg)
@@ -33,11 +34,11 @@ class Checkerboard(Joint):
         """See ``Network.predict``: the anchors without context, then the rest with the anchors as context."""
         anchors = anchor_mask(v.shape[-2], v.shape[-1], v.device)
         means, scales = self.means_scales(features, torch.zeros_like(features), scale)
-        y_hat = ste_symbols(v - means, scales) + means
+        y_hat = self.symbols(v - means, scales) + means
         context = self.context_prediction(y_hat * anchors / scale)
         means_2, scales_2 = self.means_scales(features, context, scale)
         means, scales = torch.where(anchors, means, means_2), torch.where(anchors, scales, scales_2)
-        y_hat = torch.where(anchors, y_hat, ste_symbols(v - means, scales) + means)
+        y_hat = torch.where(anchors, y_hat, self.symbols(v - means, scales) + means)
         return y_hat, {"scales": scales, "means": means}
 
     def layout(self) -> EntropyLayout:

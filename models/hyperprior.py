@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 from models.layout import EntropyLayout
 from models.network import Network, RateConfig, float32_at, zero_start
-from models.rounding import ste_symbols
 
 
 @dataclass(frozen=True)
@@ -33,6 +32,7 @@ class HyperpriorConfig(RateConfig):
 class Hyperprior(Network):
     """The training network. ``forward`` gives x_hat and likelihoods; real bits come from ``models.entropy``."""
 
+    refinable = True
     cfg: HyperpriorConfig
 
     def __init__(self, cfg: HyperpriorConfig | None = None) -> None:
@@ -60,7 +60,7 @@ class Hyperprior(Network):
         else:
             raw, means = features, torch.zeros_like(v)
         scales = self.scales(raw, scale)
-        return ste_symbols(v - means, scales) + means, {"scales": scales, "means": means}
+        return self.symbols(v - means, scales) + means, {"scales": scales, "means": means}
 
     def layout(self) -> EntropyLayout:
         """See ``Network.layout``."""

@@ -14,16 +14,20 @@ Source of the gain vectors: Cui 2021 (gain units, arXiv 2003.02012).
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from compressai.entropy_models import EntropyBottleneck, GaussianConditional
+from pytorch_msssim import ms_ssim
 from torch import Tensor, nn
 
 from models.layers import Float32, weight_and_bias
 from models.layout import EntropyLayout
-from models.rounding import ste_round
+from models.rounding import ste_round, ste_symbols
+
+MS_SSIM_WEIGHT = 1250.0  # CompressAI's λ for MS-SSIM are those for MSE times 1225 … 1333
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,8 @@ class RateConfig:
 class Network(nn.Module):
     """Base of all models. A model sets g_a, g_s, h_a, h_s and writes ``predict``, ``layout`` and ``entropy_layers``."""
 
+    symbols: Callable[[Tensor, Tensor], Tensor] = staticmethod(ste_symbols)  # with a gradient; ``models.refine`` sets another
+    refinable = False  # whether ``predict`` chooses all symbols by ``symbols`` alone, so that ``models.refine`` can set them
     bf16_channels_last = True  # whether bf16 may run in channels_last: training does, and g_a and h_a on CPUs fast at it
     cfg: Any
     log2_std: Tensor
@@ -156,8 +162,16 @@ def zero_start(layer: nn.Module) -> None:
         nn.init.zeros_(parameter)
 
 
-def rate_distortion(out: dict[str, Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return bits per pixel (B,) and mean squared error in [0, 1] units (B,) of a ``forward`` result."""
+def rate_distortion(out: dict[str, Tensor], x: Tensor, tune: str = "psnr") -> tuple[Tensor, Tensor]:
+    """Return bits per pixel (B,) and the distortion (B,) of a ``forward`` result: mean squared error, in [0, 1] units.
+
+    With ``tune`` "ms-ssim" it is 1 − MS-SSIM instead, times ``MS_SSIM_WEIGHT`` / 255²: about as large as the error at the
+    same λ.
+    """
     pixels = x.shape[-2] * x.shape[-1]
     bits = [-value.log2().flatten(1).sum(1) for key, value in out.items() if key.endswith("_likelihoods")]
-    return torch.stack(bits).sum(0) / pixels, (out["x_hat"] - x).square().flatten(1).mean(1)
+    bpp = torch.stack(bits).sum(0) / pixels
+    if tune == "ms-ssim":
+        similarity = ms_ssim(out["x_hat"].float(), x.float(), data_range=1.0, size_average=False)
+        return bpp, (1 - similarity) * (MS_SSIM_WEIGHT / 255**2)
+    return bpp, (out["x_hat"] - x).square().flatten(1).mean(1)

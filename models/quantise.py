@@ -1,4 +1,4 @@
-"""Turn trained float entropy networks into the integer tensors of a checkpoint, and those into an entropy model.
+"""Turn trained float entropy networks into the integer tensors of a checkpoint, and those into an entropy model, or back.
 
 Activations get 8 bits (7 and a sign behind a leaky ReLU) with a scale per channel, calibrated on training pictures and
 folded into the weights of the next layer; weights get ``WEIGHT_BITS`` bits with a scale per output channel. All of it is
@@ -7,6 +7,7 @@ data in the checkpoint: coding does not depend on how it was chosen.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import numpy as np
@@ -203,6 +204,95 @@ def _layers(model: Network, peaks: dict[str, Tensor], log2_act_z: int) -> dict[s
         if not last:
             step, act_max = (torch.cat([step, steps[name]]) if name == "context" else steps[name]), layout.act_max
     return layers
+
+
+@torch.no_grad()
+def dequantise(model: Network, tensors: dict[str, Tensor]) -> None:
+    """Set the gains and float entropy networks of a model from the integer tensors of a checkpoint of the same layout.
+
+    They compute what the integer layers compute, but for rounding and clamping. The scale of hidden activations, which the
+    integers do not tell, is chosen so that each output has weights of an untrained layer's size. Densities are left as they
+    are: ``fit_density`` is for that of z. Raises CheckpointError if a tensor is missing or has another shape.
+    """
+    entropy, layout, modules = load_entropy(tensors, model.layout()), model.layout(), model.entropy_layers()
+    try:
+        model.log2_gain.copy_(entropy.log2_gain / LOG2_UNITS)
+        model.log2_std.copy_(entropy.log2_std / LOG2_UNITS)
+        if not isinstance(entropy, IntegerEntropy):
+            return
+        model.log2_gain_z.copy_(entropy.log2_gain_z / LOG2_UNITS)
+        model.entropy_bottleneck.quantiles[:, 0, 1] = entropy.z_offset / 256
+        step = torch.full((model.cfg.N,), 2.0 ** (-entropy.log2_act_z / LOG2_UNITS))
+        units, _ = _predictions(layout, model.cfg.M)
+        names = layer_names(layout)
+        for name in names:
+            taps, factor = POINT, 1
+            if name.startswith("hyper"):
+                taps, factor = TAPS_3X3, layout.hyper[int(name[6:]) - 1]
+            in_step = step
+            if name == "context":
+                taps, in_step = layout.taps, torch.full((model.cfg.M,), 2.0**-CONTEXT_BITS)
+            layer = entropy.layers[name]
+            ratio = layer.multiplier.double() / 2.0**REQUANT_BITS  # output steps of one integer step
+            matrix = layer.weight.double() * ratio / in_step.double().repeat(len(taps))[:, None]
+            if name == names[-1]:
+                blocks = len(units) // model.cfg.M // max(layout.mixtures, 1) if layout.scales_first else 1
+                out_step = units.double()
+            else:
+                blocks = 1
+                size = matrix.reshape(len(matrix), -1, factor**2).square().mean(dim=(0, 2)).sqrt().clamp(min=1e-12)
+                out_step = 1 / (size * math.sqrt(3 * len(matrix)))
+            wide = out_step if name == names[-1] else out_step.repeat_interleave(factor**2)
+            bias = layer.bias.double() * ratio * wide
+            parts = (t.chunk(blocks, dim=-1) for t in (matrix * wide, bias))
+            _set_matrix(modules[name], taps, *(torch.cat(list(reversed(part)), dim=-1) for part in parts))
+            if name != names[-1]:
+                step = torch.cat([step, out_step.float()]) if name == "context" else out_step.float()
+    except RuntimeError as error:
+        raise CheckpointError(f"checkpoint: a tensor has another shape than {type(model).__name__} has ({error})") from error
+
+
+def fit_density(model: Network, tensors: dict[str, Tensor], steps: int = 500) -> None:
+    """Fit the density of z of a model to the integer CDF rows of a checkpoint: the reverse of ``z_master``.
+
+    Raises CheckpointError if a tensor is missing or has another shape.
+    """
+    entropy, bottleneck = load_entropy(tensors, model.layout()), model.entropy_bottleneck
+    if not isinstance(entropy, IntegerEntropy):
+        return
+    mass = torch.from_numpy(np.diff(entropy.z_table.cumulative.astype(np.float64), axis=1)).float()[:, None]
+    mass /= mass.sum(dim=2, keepdim=True)
+    symbols = torch.arange(-Z_MAX, Z_MAX + 1).float() + bottleneck.quantiles[:, :, 1:2].detach()
+    density = [p for name, p in bottleneck.named_parameters() if name != "quantiles"]
+    optimizer = torch.optim.Adam(density, lr=0.03)
+    for step in range(steps):
+        optimizer.param_groups[0]["lr"] = 0.03 * (1 - step / steps)
+        optimizer.zero_grad()
+        likelihood = bottleneck._likelihood(symbols)[0].clamp(min=1e-9)
+        (-(mass * likelihood.log2()).sum(dim=2).mean()).backward()
+        optimizer.step()
+    optimizer.zero_grad()
+
+
+def _set_matrix(layer: nn.Module, taps: Taps, matrix: Tensor, bias: Tensor) -> None:
+    """Do the reverse of ``_matrix``: set weight and bias of a convolution."""
+    weight, own_bias = weight_and_bias(layer)
+    inner = layer.module if isinstance(layer, Float32) else layer
+    if isinstance(inner, nn.ConvTranspose2d):
+        c, o = weight.shape[:2]
+        cells = matrix.reshape(len(taps), c, o, 2, 2)
+        for t, (dy, dx) in enumerate(taps):
+            for a in (0, 1):
+                for b in (0, 1):
+                    row, column = a + 2 - 2 * dy, b + 2 - 2 * dx
+                    if row < 5 and column < 5:
+                        weight[:, :, row, column] = cells[t, :, :, a, b]
+        own_bias.copy_(bias.reshape(-1, 4).mean(1))
+        return
+    centre = weight.shape[-1] // 2
+    for (dy, dx), rows in zip(taps, matrix.split(weight.shape[1]), strict=True):
+        weight[:, :, dy + centre, dx + centre] = rows.T
+    own_bias.copy_(bias)
 
 
 def _integers(part: dict[str, Tensor], name: str, limit: int = 2**62) -> Tensor:

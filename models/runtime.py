@@ -7,6 +7,8 @@ decompress  chunk payloads → x_hat (1, 3, H, W) in [0, 1], symbol CRC
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -23,6 +25,7 @@ from models.layers import MixedPrecision
 from models.layout import EntropyLayout
 from models.network import Network, RateConfig
 from models.quantise import PREFIX, load_entropy
+from models.refine import Refiner
 from models.registry import build
 
 FLOAT_PARTS = ("g_a.", "g_s.", "h_a.")  # what runs in floating point, and lies in a checkpoint as float16
@@ -46,7 +49,7 @@ def tables_crc(layout: EntropyLayout) -> int:
     return mixture_crc() if layout.mixtures else constants_crc()
 
 
-def _load_network(checkpoint: Checkpoint) -> Network:
+def load_network(checkpoint: Checkpoint) -> Network:
     """Return the float network with the checkpoint's transforms in float32. Raises CheckpointError if one is missing."""
     try:
         network = build(checkpoint.model, checkpoint.config)
@@ -61,6 +64,15 @@ def _load_network(checkpoint: Checkpoint) -> Network:
         if name.startswith(FLOAT_PARTS) and name not in floats:
             raise CheckpointError(f"checkpoint {checkpoint.name}: tensor {name} is missing: export it again")
     return network
+
+
+@dataclass(frozen=True)
+class Coded:
+    """The payloads of Z and Y_TILE, the CRC of all symbols, and the integer y_hat (h', w', M) in 1/256 that decoding gives."""
+
+    payloads: list[bytes]
+    crc: int
+    y_hat: Tensor
 
 
 class LoadedModel:
@@ -79,7 +91,7 @@ class LoadedModel:
         dtype: torch.dtype = torch.float32,
         encode_dtype: torch.dtype | None = None,
     ) -> None:
-        network = _load_network(checkpoint)
+        network = load_network(checkpoint)
         crc = tables_crc(network.layout())
         if checkpoint.constants_crc != crc:
             raise CheckpointError(
@@ -103,6 +115,7 @@ class LoadedModel:
         self._hyper_input = network.hyper_input
         self.g_s = MixedPrecision(network.g_s, device, dtype)
         self.log2_std = (self.entropy.log2_std.double() / 256).float().to(device)
+        self._refiner: Refiner | None = None
         self.timings: dict[str, float] = {}
 
     @classmethod
@@ -111,23 +124,54 @@ class LoadedModel:
         return cls(load_checkpoint(name_or_path), device)
 
     @torch.inference_mode()
-    def compress(self, x: Tensor, level: int, engine: Engine) -> tuple[list[bytes], int]:
-        """Code x (1, 3, H, W) in [0, 1] at a level in 1/256; return the payloads of Z and Y_TILE and the symbol CRC."""
+    def analyse(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return y (1, M, h', w') and z, if the model has one, of x (1, 3, H, W) in [0, 1]: the same for every level."""
         self.timings = {}
         begin = time.perf_counter()
         h, w = x.shape[-2:]
         padded = F.pad(x.to(self.device), (0, -w % STRIDE_Z, 0, -h % STRIDE_Z), mode="replicate")
         y = self.g_a(padded)
         begin = self._time("g_a", begin)
-        z = None
-        if self.h_a is not None:
-            z = self.h_a(self._hyper_input(y / self.log2_std.exp2()[:, None, None]))
-            begin = self._time("h_a", begin)
-        latents = self.entropy.fix_latents(y, z, level)
+        if self.h_a is None:
+            return y, None
+        z = self.h_a(self._hyper_input(y / self.log2_std.exp2()[:, None, None]))
+        self._time("h_a", begin)
+        return y, z
+
+    def refine(
+        self, x: Tensor, y: Tensor, z: Tensor | None, level: int, steps: int, progress: Callable[[float], None]
+    ) -> Tensor:
+        """Return y refined for x at a level in 1/256 (``models.refine``). Raises UsageError for models that cannot."""
+        begin = time.perf_counter()
+        if self._refiner is None:
+            autocast = self.device.type == "cpu" and fast_bf16()
+            self._refiner = Refiner(self.checkpoint, load_network(self.checkpoint), self.device, autocast)
+        assert z is not None
+        refined = self._refiner.refine(x, y, z, level, steps, progress)
+        self._time("refine", begin)
+        return refined
+
+    def code(self, y: Tensor, z: Tensor | None, level: int, engine: Engine) -> Coded:
+        """Code what ``analyse`` gave at a level in 1/256."""
+        begin = time.perf_counter()
         writer = StreamWriter(engine)
-        self.entropy.code_latents(writer, level, y.shape[-2], y.shape[-1], latents)
+        h, w = y.shape[-2:]
+        y_hat = self.entropy.code_latents(writer, level, h, w, self.entropy.fix_latents(y, z, level))
         self._time("entropy", begin)
-        return writer.payloads, writer.crc
+        return Coded(writer.payloads, writer.crc, y_hat)
+
+    def compress(self, x: Tensor, level: int, engine: Engine) -> tuple[list[bytes], int]:
+        """Code x (1, 3, H, W) in [0, 1] at a level in 1/256; return the payloads of Z and Y_TILE and the symbol CRC."""
+        coded = self.code(*self.analyse(x), level, engine)
+        return coded.payloads, coded.crc
+
+    @torch.inference_mode()
+    def synthesise(self, y_hat: Tensor, level: int, h: int, w: int) -> Tensor:
+        """Return x_hat (1, 3, h, w), not clamped, of integer y_hat (h', w', M) in 1/256."""
+        begin = time.perf_counter()
+        x_hat = self.g_s(self.entropy.float_latents(y_hat, level).to(self.device))[..., :h, :w]
+        self._time("g_s", begin)
+        return x_hat
 
     @torch.inference_mode()
     def decompress(self, payloads: list[bytes], level: int, h: int, w: int, engine: Engine, symbol_crc: int) -> Tensor:
@@ -143,10 +187,8 @@ class LoadedModel:
                 f"decoded symbols have CRC {crc:08x}, the file says {symbol_crc:08x}: the file is damaged, or this machine "
                 "computes differently: run `codec doctor` and report it"
             )
-        begin = self._time("entropy", begin)
-        x_hat = self.g_s(self.entropy.float_latents(y_hat, level).to(self.device))[..., :h, :w]
-        self._time("g_s", begin)
-        return x_hat
+        self._time("entropy", begin)
+        return self.synthesise(y_hat, level, h, w)
 
     def decode_latents(self, payloads: list[bytes], level: int, h: int, w: int, engine: Engine) -> tuple[Tensor, int]:
         """Decode only the symbols of an h × w picture; return integer y_hat (h', w', M) in 1/256 and the symbol CRC."""

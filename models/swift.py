@@ -27,7 +27,6 @@ from torch import Tensor, nn
 from models.layers import Float32, LappedFilter
 from models.layout import EntropyLayout
 from models.network import Network, RateConfig
-from models.rounding import ste_symbols
 from models.schedule import anchor_mask
 
 
@@ -141,6 +140,7 @@ class Parameters(nn.Sequential):
 class Swift(Network):
     """The training network. ``forward`` gives x_hat and likelihoods; real bits come from ``models.entropy``."""
 
+    refinable = True
     cfg: SwiftConfig
     g_a: Analysis
     g_s: Synthesis
@@ -161,11 +161,11 @@ class Swift(Network):
         anchors = anchor_mask(v.shape[-2], v.shape[-1], v.device)
         context = torch.zeros_like(features)
         means, scales = self.means_scales(features, context, scale)
-        y_hat = ste_symbols(v - means, scales) + means
+        y_hat = self.symbols(v - means, scales) + means
         context = torch.relu(self.context(y_hat * anchors / scale)) * ~anchors
         means_2, scales_2 = self.means_scales(features, context, scale)
         means, scales = torch.where(anchors, means, means_2), torch.where(anchors, scales, scales_2)
-        y_hat = torch.where(anchors, y_hat, ste_symbols(v - means, scales) + means)
+        y_hat = torch.where(anchors, y_hat, self.symbols(v - means, scales) + means)
         return y_hat, {"scales": scales, "means": means}
 
     def means_scales(self, features: Tensor, context: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:

@@ -21,15 +21,15 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import MultiStepLR, ReduceLROnPlateau
 
 from bitstream.errors import UsageError
-from bitstream.tables import LOG2_UNITS
 from codec.training.data import CropStore, find_images, validation_batches
 from codec.training.recipe import Recipe
 from codec.training.state import read_state, write_state
 from models.checkpoint import load_checkpoint
 from models.klt import klt_start
 from models.network import rate_distortion
-from models.quantise import PREFIX
+from models.quantise import dequantise, fit_density
 from models.registry import build
+from models.runtime import load_network
 
 log = logging.getLogger(__name__)
 
@@ -70,13 +70,21 @@ def transferable(model: nn.Module, source: dict[str, Tensor]) -> dict[str, Tenso
 
 
 def released_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return the float tensors of a release checkpoint (transforms, gains, std) and what it is. Raises CheckpointError."""
+    """Return the float tensors that a release checkpoint stands for, and what it is. Raises CheckpointError.
+
+    Transforms and gains are those of the checkpoint; the entropy networks compute what its integer layers do.
+    """
     checkpoint = load_checkpoint(path)
-    weights = {name: t.float() for name, t in checkpoint.tensors.items() if not name.startswith(PREFIX)}
-    for name in ("log2_gain", "log2_gain_z", "log2_std"):
-        if PREFIX + name in checkpoint.tensors:
-            weights[name] = checkpoint.tensors[PREFIX + name].float() / LOG2_UNITS
-    return weights, {"model": checkpoint.model, "checkpoint": checkpoint.sha256[:8]}
+    network = load_network(checkpoint)
+    dequantise(network, checkpoint.tensors)
+    fit_density(network, checkpoint.tensors)
+    state = {name: value.detach() for name, value in network.state_dict().items()}
+    return state, {"model": checkpoint.model, "checkpoint": checkpoint.sha256[:8]}
+
+
+def _psnr_db(x_hat: Tensor, x: Tensor) -> Tensor:
+    """Return the PSNR (B,) of (B, 3, H, W) batches in [0, 1]."""
+    return -10 * (x_hat.detach() - x).square().flatten(1).mean(1).log10()
 
 
 class Schedule:
@@ -128,7 +136,7 @@ class Trainer:
     """One run: model, optimiser, EMA and clock, saved and resumed as one state.
 
     ``start`` is the state of another run, of this model or another, whose averaged weights are taken where they fit; or a
-    release checkpoint (.safetensors), which has the transforms and gains alone.
+    release checkpoint (.safetensors), whose integer entropy networks become floating point again.
     """
 
     def __init__(
@@ -238,8 +246,9 @@ class Trainer:
         top = cfg.levels - 1
         draw = self.rng.uniform(-0.25, top + 0.25, size=recipe.batch_size).clip(0, top)
         level = torch.tensor(draw, dtype=torch.float32, device=x.device)
-        bpp, mse = rate_distortion(self.net(x, level), x)
-        loss = self._loss(bpp, mse, level).mean()
+        out = self.net(x, level)
+        bpp, distortion = rate_distortion(out, x, recipe.tune)
+        loss = self._loss(bpp, distortion, level).mean()
         for group in self.optimizer.param_groups:
             group["lr"] = group["base_lr"] * self.learning_rate_factor()
         self.optimizer.zero_grad()
@@ -249,12 +258,12 @@ class Trainer:
             self.optimizer.step()
             self._update_ema()
         self.step += 1
-        return {"loss": loss.item(), "bpp": bpp.mean().item(), "psnr_db": -10 * mse.log10().mean().item()}
+        return {"loss": loss.item(), "bpp": bpp.mean().item(), "psnr_db": _psnr_db(out["x_hat"], x).mean().item()}
 
-    def _loss(self, bpp: Tensor, mse: Tensor, level: Tensor) -> Tensor:
+    def _loss(self, bpp: Tensor, distortion: Tensor, level: Tensor) -> Tensor:
         """Return rate + λ·distortion (B,), weighted so that all levels have gradients of about the same size."""
         lmbda = self.model.cfg.lmbda(level)
-        return (bpp + lmbda * 255**2 * mse) * (self.model.cfg.lmbda_mid / lmbda).sqrt()
+        return (bpp + lmbda * 255**2 * distortion) * (self.model.cfg.lmbda_mid / lmbda).sqrt()
 
     @torch.no_grad()
     def _update_ema(self) -> None:
@@ -283,8 +292,8 @@ class Trainer:
                 levels = torch.full((len(x),), float(level), device=x.device)
                 out = self.net(x, levels)
                 out["x_hat"] = out["x_hat"].clamp(0, 1)
-                bpp, mse = rate_distortion(out, x)
-                points.append(torch.stack([bpp, -10 * mse.log10(), self._loss(bpp, mse, levels)]))
+                bpp, distortion = rate_distortion(out, x, self.recipe.tune)
+                points.append(torch.stack([bpp, _psnr_db(out["x_hat"], x), self._loss(bpp, distortion, levels)]))
             bpp_mean, psnr_mean, loss = torch.cat(points, dim=1).double().mean(dim=1).tolist()
             rows.append({"level": level, "bpp": round(bpp_mean, 4), "psnr_db": round(psnr_mean, 3), "loss": round(loss, 6)})
         self.model.load_state_dict(live)

@@ -20,6 +20,8 @@ else:
 RECIPES = Path(__file__).parent / "recipes"
 DEFAULT_RECIPE = "swift"
 LEARNING_RATES = ("lr_trunk", "lr_blocks", "lr_entropy", "lr_gains")
+MS_SSIM_CROP = 192  # the least multiple of 64 that its five scales and windows of 11 fit into
+TUNES = ("psnr", "ms-ssim")
 SCHEDULES = ("cosine", "multistep", "plateau")
 CODE_RATES: dict[str, dict[str, tuple[int, int]]] = {  # channels N, M as the report states them
     "factorized": {"low": (128, 192), "high": (192, 320)},
@@ -34,11 +36,13 @@ CODE_RATES: dict[str, dict[str, tuple[int, int]]] = {  # channels N, M as the re
 class Recipe:
     """All that decides a run. Rates are Adam learning rates; crop is a side in pixels, a multiple of 64.
 
-    The schedule ends after ``epochs``, or after ``minutes`` where epochs is 0, and never later than after ``steps``.
+    The schedule ends after ``epochs``, or after ``minutes`` where epochs is 0, and never later than after ``steps``. ``tune``
+    is the measure whose distortion is made small.
     """
 
     model: str = "swift"
     config: dict[str, Any] = field(default_factory=dict)
+    tune: str = "psnr"
     crop: int = 192
     batch_size: int = 8
     test_batch_size: int = 1
@@ -75,6 +79,10 @@ class Recipe:
         for name in LEARNING_RATES:
             if not 0 <= getattr(self, name) < math.inf:
                 raise UsageError(f"recipe: {name} is {getattr(self, name)}, expected 0 or more, for example 1e-4")
+        if self.tune not in TUNES:
+            raise UsageError(f"recipe: tune is {self.tune!r}, expected one of {', '.join(TUNES)}")
+        if self.tune == "ms-ssim" and self.crop < MS_SSIM_CROP:
+            raise UsageError(f"recipe: crop is {self.crop}, MS-SSIM needs {MS_SSIM_CROP} or more for its five scales")
         if self.schedule not in SCHEDULES:
             raise UsageError(f"recipe: schedule is {self.schedule!r}, expected one of {', '.join(SCHEDULES)}")
 
