@@ -6,6 +6,7 @@ decode: Container.unpack → model.decompress → symbol CRC → images.to_pil
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from functools import lru_cache
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from bitstream.container import MAX_PIXELS, Y_TILE, Container, Header, Z, check_size, unpack_header
 from bitstream.engines import default_engine
-from bitstream.errors import CheckpointError, FormatError, UsageError
+from bitstream.errors import CheckpointError, FormatError, TargetError, UsageError
 from codec import images
 from codec.files import check_target, read_bytes, write_atomic
 from codec.images import ImageLike, Picture, Pixels
@@ -74,8 +75,8 @@ class Codec:
         self, picture: Picture, target: Target, *, effort: int = 0, progress: Callable[[float], None] = lambda _: None
     ) -> bytes:
         """Return the file of a picture that ``images.load`` gave. Raises UsageError, TargetError or LimitError."""
-        if effort not in range(len(STEPS)):
-            raise UsageError(f"effort is {effort}, expected 0 … {len(STEPS) - 1}")
+        if not isinstance(effort, int) or effort not in range(len(STEPS)):
+            raise UsageError(f"effort is {effort!r}, expected 0 … {len(STEPS) - 1}")
         h, w, _ = picture.pixels.shape
         check_size(w, h, MAX_PIXELS)
         x = torch.from_numpy(picture.pixels).permute(2, 0, 1)[None].float() / 255  # (1, 3, H, W)
@@ -89,8 +90,9 @@ class Codec:
             return Attempt(data, lambda: self._psnr_db(picture, coded.y_hat, level))
 
         top, first = self.max_level, None
-        if effort and not target.is_quality:  # the plain search is where the refined one begins
-            first, _ = LevelSearch(lambda level: attempt(level, 0), top).run(target, w * h)
+        if effort and not target.is_quality:  # the plain search, if it ends, is where the refined one begins
+            with contextlib.suppress(TargetError):
+                first, _ = LevelSearch(lambda level: attempt(level, 0), top).run(target, w * h)
         _, found = LevelSearch(lambda level: attempt(level, effort), top).run(target, w * h, first)
         self.timings = dict(self.model.timings)
         return found.data

@@ -13,7 +13,7 @@ import click
 
 from codec.cli_options import DEVICES, FILE, FOLDER, set_threads
 
-TABLE_WIDTH = 132  # narrower, names would be cut
+TABLE_WIDTH = 144  # narrower, names would be cut
 
 
 @click.option("--install", type=FILE, help="Add a checkpoint file (.safetensors) to the installed ones.")
@@ -30,11 +30,19 @@ def models(install: Path | None) -> None:
         name = install_checkpoint(install)
         click.echo(f"installed {name}: codec encode --model {name} …")
         return
-    table = Table("name", "model", "id", "parameters", "kMAC/pixel enc", "kMAC/pixel dec", "bpp", "PSNR dB", "steps", "here")
+    table = Table(
+        "name", "model", "tuned for", "id", "parameters", "kMAC/pixel enc", "kMAC/pixel dec", "bpp", "PSNR dB", "steps", "here"
+    )
     for name, row in manifest().items():
         rd, macs = row["rd"], row["kmac_per_pixel"]
         span = [f"{rd[0][key]:.2f} … {rd[-1][key]:.2f}" for key in ("bpp", "psnr_db")]
-        cells = (row["model"], row["sha256"][:8], f"{row['parameters'] / 1e6:.1f} M", f"{macs['encode']:.1f}")
+        cells = (
+            row["model"],
+            row.get("tune", "psnr"),
+            row["sha256"][:8],
+            f"{row['parameters'] / 1e6:.1f} M",
+            f"{macs['encode']:.1f}",
+        )
         here = "yes" if is_installed(row) else "no"
         table.add_row(name, *cells, f"{macs['decode']:.1f}", *span, str(row["steps"]), here)
     Console(width=max(Console().width, TABLE_WIDTH)).print(table)

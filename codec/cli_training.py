@@ -20,7 +20,7 @@ from codec.training.recipe import SCHEDULES
 RECIPE_OPTIONS = (  # of ``Recipe.with_options``
     click.option("--lmbda", type=float, help="Train for one λ instead of all levels: 0.0067, 0.013, 0.025, 0.0483, …"),
     click.option("--lr", type=float, help="Every learning rate."),
-    click.option("--batch-size", type=int, help="Crops per step."),
+    click.option("--batch-size", type=int, help="Crops per step and device."),
     click.option("--test-batch-size", type=int, help="Validation pictures at once: those of equal size go together."),
     click.option("--crop", type=int, help="Side of the crops in pixels."),
     click.option("--epochs", type=int, help="Length of the schedule in epochs (pictures / batch size steps each)."),
@@ -61,7 +61,8 @@ def _train_extra(threads: int | None) -> Iterator[None]:
 @click.option("--max-minutes", type=float, help="End this call after so long; go on with --resume.")
 @_recipe_options
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
-@click.option("--devices", type=int, default=1, show_default=True, help="How many devices: only 1 is supported so far.")
+@click.option("--devices", type=click.IntRange(1), default=1, show_default=True,
+              help="How many GPUs, or CPU processes; each takes a batch of its own. torchrun sets this itself.")  # fmt: skip
 @click.option("--threads", type=click.IntRange(1))
 def train(
     folder: Path | None, dataset: Path | None, valid: Path | None, model: str | None, recipe: str | None,
@@ -79,8 +80,6 @@ def train(
     pictures = folder or dataset
     if pictures is None or (folder and dataset):
         raise UsageError("the training pictures are given once: as DATASET or by --dataset")
-    if devices != 1:
-        raise UsageError(f"--devices is {devices}, but only 1 is supported so far")
     if experiment is not None:
         if not experiment or Path(experiment).name != experiment or experiment == "..":
             raise UsageError(f"--experiment is {experiment!r}, expected a plain name: give a path by --state and --logdir")
@@ -89,7 +88,8 @@ def train(
         from codec.training.session import train_with_progress
 
         train_with_progress(pictures, state or Path("train.pt"), recipe=recipe, model=model, start=start, resume=resume,
-                            valid=valid, max_minutes=max_minutes, logdir=logdir, device=device, options=options)  # fmt: skip
+                            valid=valid, max_minutes=max_minutes, logdir=logdir, device=device, devices=devices,
+                            options=options)  # fmt: skip
 
 
 @click.argument("state", type=FILE)

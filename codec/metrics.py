@@ -8,6 +8,8 @@ import numpy as np
 
 from codec.images import Pixels
 
+MS_SSIM_SIDE = 160  # pixels; its five scales need more than that
+
 
 def bpp(n_bytes: int, width: int, height: int) -> float:
     """Return bits per pixel; everything in the file counts."""
@@ -15,14 +17,14 @@ def bpp(n_bytes: int, width: int, height: int) -> float:
 
 
 def ms_ssim_db(a: Pixels, b: Pixels) -> float:
-    """Return −10·log10(1 − MS-SSIM) of two uint8 pictures (H, W, 3), sides above 160, over RGB; inf if equal.
+    """Return −10·log10(1 − MS-SSIM) of two uint8 pictures (H, W, 3), sides above ``MS_SSIM_SIDE``, over RGB; inf if equal.
 
     Wang 2003, by ``pytorch_msssim``; in dB as the field's plots show it.
     """
     import torch
     from pytorch_msssim import ms_ssim
 
-    tensors = [torch.from_numpy(np.ascontiguousarray(x)).permute(2, 0, 1)[None].double() for x in (a, b)]
+    tensors = [torch.from_numpy(x.astype(np.float64)).permute(2, 0, 1)[None] for x in (a, b)]
     difference = 1 - float(ms_ssim(*tensors, data_range=255))
     return math.inf if difference <= 0 else -10 * math.log10(difference)
 

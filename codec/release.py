@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -20,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bitstream.engines import default_engine
 from bitstream.errors import UsageError
-from codec.metrics import bpp, psnr_db
+from codec.metrics import MS_SSIM_SIDE, bpp, ms_ssim_db, psnr_db
 from models.checkpoint import load_checkpoint, save_checkpoint
 from models.integer import EXACT
 from models.layers import weight_and_bias
@@ -104,10 +105,13 @@ def measure(network: Network, loaded: LoadedModel, pictures: list[Tensor]) -> tu
             float_bits += float(estimate) * h * w
             real_bits += 8 * n_bytes
             original = (x[0] * 255).round().to(torch.uint8)
-            points.append((bpp(n_bytes, w, h), psnr_db(original.numpy(), decoded.numpy())))
-        bpp_mean, psnr_mean = np.mean(points, axis=0)
+            pair = [picture.permute(1, 2, 0).numpy() for picture in (original, decoded)]
+            similarity = ms_ssim_db(*pair) if min(h, w) > MS_SSIM_SIDE else math.nan
+            points.append((bpp(n_bytes, w, h), psnr_db(*pair), similarity))
+        means = [round(float(mean), digits) for mean, digits in zip(np.mean(points, axis=0), (4, 3, 3), strict=True)]
         lmbda = float(network.cfg.lmbda(torch.tensor(float(level))))
-        rows.append({"lmbda": round(lmbda, 6), "bpp": round(float(bpp_mean), 4), "psnr_db": round(float(psnr_mean), 3)})
+        row = {"lmbda": round(lmbda, 6), **dict(zip(("bpp", "psnr_db", "ms_ssim_db"), means, strict=True))}
+        rows.append({key: value for key, value in row.items() if not math.isnan(value)})  # pictures too small for MS-SSIM
     return rows, 100 * (real_bits / float_bits - 1)
 
 

@@ -19,6 +19,8 @@ PSNR_TOLERANCE = 0.02  # dB
 OCTAVES_PER_LEVEL = 0.6  # of bytes: a first guess of the slope, measured on swift
 DB_PER_LEVEL = 1.9
 SECANTS = 6  # attempts after which the search bisects
+LARGEST = 1e15  # of any target: what is more is a mistake
+FAR = 100.0  # octaves or dB from the target: more is as far (a PSNR may be infinite)
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "KIB": 2**10, "MIB": 2**20}
 
 
@@ -38,12 +40,12 @@ class Target:
             raise UsageError(f"{' and '.join(given)} are given, expected one of them: leave the others away")
         if self.max_size is not None and given in (["bpp"], ["size"]):
             raise UsageError(f"max_size and {given[0]} are both limits of bytes: give one of them")
-        if self.quality is not None and not 0 <= self.quality <= 100:
-            raise UsageError(f"quality is {self.quality}, expected 0 … 100")
+        if self.quality is not None and not (isinstance(self.quality, (int, float)) and 0 <= self.quality <= 100):
+            raise UsageError(f"quality is {self.quality!r}, expected 0 … 100")
         for name in ("bpp", "size", "psnr", "max_size"):
             value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                raise UsageError(f"{name} is {value}, expected more than 0")
+            if value is not None and not (isinstance(value, (int, float)) and 0 < value < LARGEST):
+                raise UsageError(f"{name} is {value!r}, expected a number above 0")
 
     def limit(self, pixels: int) -> int | None:
         """Return the most bytes that the file of a picture of so many pixels may have, or None."""
@@ -62,7 +64,10 @@ def parse_size(text: str) -> int:
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
     if match is None or match[2].upper() not in UNITS:
         raise UsageError(f"size is {text!r}, expected bytes, or a number with KB, MB, KiB or MiB: for example 40KB")
-    return math.floor(float(match[1]) * UNITS[match[2].upper()])
+    size = float(match[1]) * UNITS[match[2].upper()]
+    if size >= LARGEST:
+        raise UsageError(f"size is {text!r}, expected less than {LARGEST:.0e} bytes")
+    return math.floor(size)
 
 
 class Attempt:
@@ -107,8 +112,10 @@ class LevelSearch:
         return top, self.at(top)
 
     def _within(self, limit: int, top: int, start: int) -> int:
-        tolerance = -math.log2(1 - SIZE_TOLERANCE)
-        level = _highest(lambda i: math.log2(len(self.at(i).data) / limit), top, start, OCTAVES_PER_LEVEL / 256, tolerance)
+        def octaves(level: int) -> float:
+            return math.log2(len(self.at(level).data) / limit) if limit else FAR
+
+        level = _highest(octaves, top, start, OCTAVES_PER_LEVEL / 256, -math.log2(1 - SIZE_TOLERANCE))
         if level is None:
             raise TargetError(
                 f"the smallest file of this picture has {len(self.at(0).data)} bytes, at most {limit} are asked for: allow "
@@ -131,20 +138,22 @@ class LevelSearch:
 def _highest(gap: Callable[[int], float], top: int, start: int, slope: float, tolerance: float) -> int | None:
     """Return the highest level of 0 … top whose gap is not above 0, or one where it is within ``tolerance`` below.
 
-    None if all are above. The gap rises with the level, by about ``slope`` each. Regula falsi, then bisection.
+    None if all are above. The gap rises with the level, by about ``slope`` each. Growing steps until there are levels on both
+    sides, then regula falsi, then bisection.
     """
     low, high = -1, top + 1
     gaps: dict[int, float] = {}
-    level = min(max(start, 0), top)
+    level, step = min(max(start, 0), top), 0
     while True:
-        gaps[level] = value = gap(level)
+        gaps[level] = value = min(max(gap(level), -FAR), FAR)
         if -tolerance <= value <= 0:
             return level
         low, high = (level, high) if value <= 0 else (low, level)
         if high - low <= 1:
             return low if low >= 0 else None
         if low not in gaps or high not in gaps:
-            level = round(level - value / slope)
+            step = max(round(abs(value) / slope), 2 * step, 1)
+            level += step if value <= 0 else -step
         elif len(gaps) > SECANTS:
             level = (low + high) // 2
         else:

@@ -215,6 +215,10 @@ def dequantise(model: Network, tensors: dict[str, Tensor]) -> None:
     are: ``fit_density`` is for that of z. Raises CheckpointError if a tensor is missing or has another shape.
     """
     entropy, layout, modules = load_entropy(tensors, model.layout()), model.layout(), model.entropy_layers()
+    if entropy.log2_gain.shape != model.log2_gain.shape:
+        raise CheckpointError(
+            f"checkpoint: gains are {tuple(entropy.log2_gain.shape)}, expected {tuple(model.log2_gain.shape)}: export it again"
+        )
     try:
         model.log2_gain.copy_(entropy.log2_gain / LOG2_UNITS)
         model.log2_std.copy_(entropy.log2_std / LOG2_UNITS)

@@ -20,10 +20,10 @@ from models.network import Network
 from models.quantise import dequantise
 from models.rounding import ste_symbols
 
-STEPS = (0, 10, 20, 30, 45, 70, 100, 150, 220, 330, 500)  # of effort 0 … 10
-RATE = 0.03  # of Adam, in quantisation steps; a tenth of it at the end
+STEPS = (0, 15, 25, 40, 60, 90, 130, 180, 250, 350, 500)  # of effort 0 … 10
+RATE = 0.025  # of Adam, in quantisation steps; a tenth of it at the end
 BETAS = (0.9, 0.99)
-HOT, COLD = 0.6, 0.12  # temperature at the start and at the end
+HOT, COLD = 1.2, 0.15  # temperature at the start and at the end
 LIKELIHOOD_MIN = 1e-9
 EDGE = 1e-4  # distance from a symbol within which a value counts as that symbol
 
@@ -47,6 +47,7 @@ class Refiner:
         self.network = network.to(device).to(memory_format=torch.channels_last).eval().requires_grad_(False)
         self.autocast = autocast
 
+    @torch.inference_mode(False)  # a caller's would leave nothing to differentiate
     def refine(
         self, x: Tensor, y: Tensor, z: Tensor, level: int, steps: int, progress: Callable[[float], None] = lambda _: None
     ) -> Tensor:
@@ -61,7 +62,8 @@ class Refiner:
         generator = torch.Generator(device=device).manual_seed(0)  # the same picture gives the same file
         gain, gain_z = net.gains(position)
         scale = gain * net.std
-        x, start = x.to(device), (y.clone() * gain)  # no inference tensors: autograd refuses them
+        x, y = x.to(device).clone(), y.clone()  # inference tensors cannot be part of a graph
+        start = y * gain
         with torch.no_grad(), self._precision(device):
             features = net.h_s(net.z_hat(z.clone() * gain_z) / gain_z)
 
@@ -93,7 +95,7 @@ class Refiner:
                 better = bool(loss(v, ste_symbols) < loss(start, ste_symbols))
         finally:
             del net.symbols
-        return (v.detach() if better else start) / gain
+        return v.detach() / gain if better else y
 
     def _precision(self, device: torch.device) -> torch.autocast:
         return torch.autocast(device.type, torch.bfloat16, enabled=self.autocast)

@@ -138,6 +138,7 @@ class LoadedModel:
         self._time("h_a", begin)
         return y, z
 
+    @torch.inference_mode(False)
     def refine(
         self, x: Tensor, y: Tensor, z: Tensor | None, level: int, steps: int, progress: Callable[[float], None]
     ) -> Tensor:

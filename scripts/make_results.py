@@ -23,6 +23,7 @@ else:
 ROOT = Path(__file__).resolve().parent.parent
 BEGIN = "<!-- results: written by scripts/make_results.py from results/*.json -->\n"
 END = "<!-- end of results -->\n"
+HEADS = ("bpp", "PSNR (dB)", "MS-SSIM (dB)")
 ORDER = ("factorized", "hyperprior", "checkerboard", "joint", "attention", "swift")
 
 
@@ -34,16 +35,74 @@ def table(head: list[str], rows: list[list[str]]) -> str:
 
 def rate_distortion(kodak: dict[str, Any]) -> str:
     """Return the Kodak section."""
-    points = kodak["averages"]["swift"]
-    rows = [[str(p["quality"]), f"{p['bpp']:.3f}", f"{p['psnr_db']:.2f}"] for p in points]
-    bd = kodak["bd_rate_percent"]
-    against = [[name, f"{value:+.1f} %"] for name, value in bd.items()]
+    versions, rows = kodak["versions"], []
+    models = list(kodak["bd_rate_percent"])
+    for points in zip(*(kodak["averages"][model] for model in models), strict=True):
+        cells = [[f"{p['bpp']:.3f}", f"{p['psnr_db']:.2f}", f"{p['ms_ssim_db']:.2f}"] for p in points]
+        rows.append([str(points[0]["quality"]), *(cell for part in cells for cell in part)])
+    head = ["quality", *(f"`{model}` {what}" if what == "bpp" else what for model in models for what in HEADS)]
+    out = (
+        f"Means over the {kodak['pictures']} Kodak pictures, real files, on decoded RGB; MS-SSIM as −10·log10(1 − MS-SSIM) "
+        f"(torch {versions['torch']}, Pillow {versions['pillow']}). `swift` is trained for PSNR, `swift-ms-ssim` for MS-SSIM:"
+        "\n\n"
+        + table(head, rows)
+    )
+    peers = list(next(iter(kodak["bd_rate_percent"].values()))["psnr_db"])
+    against = [
+        [f"`{model}`, {label}", *(f"{kodak['bd_rate_percent'][model][measure][peer]:+.1f} %" for peer in peers)]
+        for model in models
+        for measure, label in (("psnr_db", "PSNR"), ("ms_ssim_db", "MS-SSIM"))
+    ]
+    settings = "; ".join(f"{name} {json.dumps(value)}" for name, value in kodak["settings"].items())
+    out += (
+        "\nBD-rate against codecs that were run here (negative: fewer bits), through Pillow and its JPEG XL plugin, with "
+        f"{settings}:\n\n" + table(["", *peers], against)
+    )
+    quoted = [curve for curve in quoted_curves() if "ms-ssim opt" not in curve["name"]]
+    swift = kodak["averages"]["swift"]
+    values = [[f"{curve['name']}", f"{bd_rate(points_of(curve), swift):+.1f} %"] for curve in quoted]
+    out += (
+        "\nBD-rate of `swift` by PSNR against published curves, quoted, not run here (sources in "
+        "`results/quoted_curves.json`):\n\n" + table(["quoted", "BD-rate"], values)
+    )
+    return out + "\n![PSNR on Kodak](docs/kodak-psnr.svg)\n![MS-SSIM on Kodak](docs/kodak-ms-ssim.svg)\n"
+
+
+def quoted_curves() -> list[dict[str, Any]]:
+    """Return the published curves."""
+    return json.loads((ROOT / "results" / "quoted_curves.json").read_text())
+
+
+def points_of(curve: dict[str, Any]) -> list[dict[str, float]]:
+    """Return a published curve as rows."""
+    return [{"bpp": b, "psnr_db": p} for b, p in zip(curve["bpp"], curve["psnr_db"], strict=True)]
+
+
+def effort(result: dict[str, Any]) -> str:
+    """Return the section on time spent at the encoder."""
+    rows = [
+        [str(r["effort"]), f"{r['bd_rate_percent']:+.1f} %", f"{r['most']:+.1f} … {r['least']:+.1f} %",
+         f"{r['seconds_per_megapixel']:.0f}"]
+        for r in result["rows"]
+    ]  # fmt: skip
     return (
-        f"Mean of the {kodak['pictures']} Kodak pictures, real files, PSNR on decoded RGB "
-        f"(torch {kodak['versions']['torch']}, Pillow {kodak['versions']['pillow']}):\n\n"
-        + table(["quality", "bpp", "PSNR (dB)"], rows)
-        + "\nBD-rate of `swift` against what Pillow writes (4:4:4 where the format can; negative: fewer bits):\n\n"
-        + table(["against", "BD-rate"], against)
+        f"`--effort`, BD-rate against effort 0 on {len(result['pictures'])} Kodak pictures "
+        f"({', '.join(result['pictures'])}) at qualities {', '.join(map(str, result['qualities']))}; "
+        f"{result['threads']} threads, "
+        f"{result['cpu']}; effort 0 takes {result['seconds_per_megapixel_plain']:.1f} s per megapixel:\n\n"
+        + table(["effort", "BD-rate", "of the pictures", "s per megapixel"], rows)
+    )
+
+
+def targets(result: dict[str, Any]) -> str:
+    """Return the section on targets."""
+    parts = [
+        f"`--{kind}` {' / '.join(f'{v:g}' for v in t['values'])}: {t['hit']} of {t['files']} files"
+        for kind, t in result["targets"].items()
+    ]
+    return (
+        f"Targets on the {result['pictures']} Kodak pictures hit within 1 % below, PSNR within 0.1 dB above: "
+        f"{'; '.join(parts)}. Median {result['median_seconds']:.2f} s.\n"
     )
 
 
@@ -143,8 +202,9 @@ def contexts(result: dict[str, Any]) -> str:
 @click.option("--check", is_flag=True)
 def main(check: bool) -> None:
     """Rewrite the sections between the markers."""
-    kodak, times = (json.loads((ROOT / "results" / f"{name}.json").read_text()) for name in ("kodak", "speed"))
-    sections = {"README.md": f"\n{rate_distortion(kodak)}\n{speed(times)}\n", "docs/models.md": f"\n{models()}\n"}
+    parts = {"kodak": rate_distortion, "targets": targets, "effort": effort, "speed": speed}
+    readme = "\n".join(write(json.loads((ROOT / "results" / f"{name}.json").read_text())) for name, write in parts.items())
+    sections = {"README.md": f"\n{readme}\n", "docs/models.md": f"\n{models()}\n"}
     for name, section in sections.items():
         path = ROOT / name
         text = path.read_text(encoding="utf-8")

@@ -50,15 +50,19 @@ class CropStore:
         self.images = [load_rgb(path).to(device) for path in paths]
         self.device = device
 
-    def batch(self, size: int, crop: int, rng: np.random.Generator) -> Tensor:
-        """Return (size, 3, crop, crop) float32 in [0, 1]; every picture is as likely as the others."""
-        crops = []
+    def batch(self, size: int, crop: int, rng: np.random.Generator, part: slice = slice(None)) -> Tensor:
+        """Return (size, 3, crop, crop) float32 in [0, 1]; every picture is as likely as the others.
+
+        ``part`` of them, if it is given: what is drawn from ``rng`` is the same.
+        """
+        draws = []
         for index in rng.integers(len(self.images), size=size):
-            image = self.images[index]
-            top = int(rng.integers(image.shape[1] - crop + 1))
-            left = int(rng.integers(image.shape[2] - crop + 1))
-            piece = image[:, top : top + crop, left : left + crop]
-            crops.append(piece.flip(2) if rng.random() < 0.5 else piece)
+            _, h, w = self.images[index].shape
+            draws.append((index, int(rng.integers(h - crop + 1)), int(rng.integers(w - crop + 1)), rng.random() < 0.5))
+        crops = []
+        for index, top, left, flip in draws[part]:
+            piece = self.images[index][:, top : top + crop, left : left + crop]
+            crops.append(piece.flip(2) if flip else piece)
         return torch.stack(crops).float() / 255
 
 

@@ -1,6 +1,7 @@
 """The training loop: Lightning Fabric, bf16 autocast, Adam with warm-up and a schedule, EMA, atomic state.
 
-It is not a framework: one process, one device, one model at a time, one loss (rate + λ·distortion), the schedule in ``Recipe``.
+It is not a framework: one model at a time, one loss (rate + λ·distortion), the schedule in ``Recipe``. With several devices
+each has a process and a copy of the pictures; all draw the same random numbers, and each computes its part of the batch.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import dataclasses
 import json
 import logging
 import math
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.fabric import Fabric
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import MultiStepLR, ReduceLROnPlateau
 
@@ -82,6 +85,28 @@ def released_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return state, {"model": checkpoint.model, "checkpoint": checkpoint.sha256[:8]}
 
 
+def _launch(device: str, devices: int) -> Fabric:
+    """Return Fabric for this process; torchrun has started the others, or they are started here.
+
+    Raises UsageError if there are not so many devices.
+    """
+    nodes = 1
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        devices = int(os.environ["LOCAL_WORLD_SIZE"])
+        nodes = int(os.environ["WORLD_SIZE"]) // devices
+    strategy = "ddp_find_unused_parameters_true" if devices * nodes > 1 else "auto"  # each model has medians that learn nothing
+    try:
+        fabric = Fabric(accelerator=device, devices=devices, num_nodes=nodes, strategy=strategy, precision="bf16-mixed")
+    except MisconfigurationException as error:
+        raise UsageError(f"--devices is {devices}, more than there are: {error}") from error
+    fabric.launch()
+    return fabric
+
+
+def _silent(_: dict[str, Any]) -> None:
+    """Report nothing."""
+
+
 def _psnr_db(x_hat: Tensor, x: Tensor) -> Tensor:
     """Return the PSNR (B,) of (B, 3, H, W) batches in [0, 1]."""
     return -10 * (x_hat.detach() - x).square().flatten(1).mean(1).log10()
@@ -140,8 +165,9 @@ class Trainer:
     """
 
     def __init__(
-        self, recipe: Recipe, dataset: Path, *, valid: Path | None = None, start: Path | None = None, device: str = "auto"
-    ) -> None:
+        self, recipe: Recipe, dataset: Path, *, valid: Path | None = None, start: Path | None = None, device: str = "auto",
+        devices: int = 1,
+    ) -> None:  # fmt: skip
         if device == "cuda" and not torch.cuda.is_available():
             raise UsageError("device is cuda, but torch finds no CUDA GPU here: use --device cpu")
         torch.manual_seed(recipe.seed)
@@ -149,7 +175,7 @@ class Trainer:
         self.model = build(recipe.model, recipe.config)  # first: what is bad is said before the pictures are read
         self.start: dict[str, Any] | None = None
         taken = {} if start is None else self._read_start(start)
-        self.fabric = Fabric(accelerator=device, devices=1, precision="bf16-mixed")
+        self.fabric = _launch(device, devices)
         paths = find_images(dataset, recipe.crop)
         held_out = find_images(valid, 64) if valid else paths[::VALIDATION_SHARE]
         held = set(held_out)
@@ -160,7 +186,9 @@ class Trainer:
         self.rng = np.random.default_rng(recipe.seed)
         self.valid_batches = validation_batches(self.valid_paths, recipe.test_batch_size)
         self.store = CropStore(self.train_paths, self.fabric.device)
-        self.epoch_steps = math.ceil(len(self.train_paths) / recipe.batch_size)
+        self.batch_size = recipe.batch_size * self.fabric.world_size
+        self.part = slice(self.fabric.global_rank * recipe.batch_size, (self.fabric.global_rank + 1) * recipe.batch_size)
+        self.epoch_steps = math.ceil(len(self.train_paths) / self.batch_size)
         if recipe.klt_start and "log2_gain" not in taken:
             klt_start(self.model, [self.store.batch(16, recipe.crop, self.rng).cpu() for _ in range(24)])
         self.model.load_state_dict(taken, strict=False)
@@ -171,6 +199,7 @@ class Trainer:
         self.ema = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
         self.schedule = Schedule(recipe.schedule)
         self.step, self.minutes = 0, 0.0
+        torch.manual_seed(recipe.seed + self.fabric.global_rank)  # of the noise: each process has its own
 
     def _read_start(self, path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
@@ -188,7 +217,9 @@ class Trainer:
     # -- state ---------------------------------------------------------------------------------------------------
 
     def save(self, path: Path) -> None:
-        """Write the whole state, atomically."""
+        """Write the whole state, atomically; of several processes the first does."""
+        if not self.fabric.is_global_zero:
+            return
         state = {
             "recipe": dataclasses.asdict(self.recipe),
             "model": self.model.state_dict(),
@@ -242,9 +273,9 @@ class Trainer:
     def train_step(self) -> dict[str, float]:
         """Draw a batch, take one optimiser step, update the EMA; return loss, bpp and PSNR (dB) of the batch."""
         recipe, cfg = self.recipe, self.model.cfg
-        x = self.store.batch(recipe.batch_size, recipe.crop, self.rng).to(memory_format=self.memory_format)
+        x = self.store.batch(self.batch_size, recipe.crop, self.rng, self.part).to(memory_format=self.memory_format)
         top = cfg.levels - 1
-        draw = self.rng.uniform(-0.25, top + 0.25, size=recipe.batch_size).clip(0, top)
+        draw = self.rng.uniform(-0.25, top + 0.25, size=self.batch_size).clip(0, top)[self.part]
         level = torch.tensor(draw, dtype=torch.float32, device=x.device)
         out = self.net(x, level)
         bpp, distortion = rate_distortion(out, x, recipe.tune)
@@ -278,9 +309,16 @@ class Trainer:
         self.schedule.end_epoch(float(np.mean([row["loss"] for row in rows])) if rows else math.nan)
         return rows
 
-    @torch.no_grad()
     def validate(self) -> list[dict[str, float]]:
-        """Return estimated bpp, PSNR and loss per level over the held-out pictures, with the EMA weights."""
+        """Return estimated bpp, PSNR and loss per level over the held-out pictures, with the EMA weights.
+
+        Of several processes the first computes, and tells the others.
+        """
+        rows = self._validate() if self.fabric.is_global_zero else []
+        return self.fabric.broadcast(rows)
+
+    @torch.no_grad()
+    def _validate(self) -> list[dict[str, float]]:
         live = {name: value.clone() for name, value in self.model.state_dict().items()}
         self.model.load_state_dict(self.ema)
         self.model.eval()
@@ -290,7 +328,8 @@ class Trainer:
             for pictures in self.valid_batches:
                 x = pictures.to(self.fabric.device).float() / 255
                 levels = torch.full((len(x),), float(level), device=x.device)
-                out = self.net(x, levels)
+                with self.fabric.autocast():  # not through ``self.net``, which would wait for the other processes
+                    out = self.model(x, levels)
                 out["x_hat"] = out["x_hat"].clamp(0, 1)
                 bpp, distortion = rate_distortion(out, x, self.recipe.tune)
                 points.append(torch.stack([bpp, _psnr_db(out["x_hat"], x), self._loss(bpp, distortion, levels)]))
@@ -303,15 +342,18 @@ class Trainer:
     def run(self, state: Path, *, max_minutes: float, report: Callable[[dict[str, Any]], None]) -> None:
         """Train until the schedule or ``max_minutes`` ends; save every ``save_minutes`` and at the end.
 
-        ``report`` gets one dict per validation, save interval and end: step, minutes, loss, bpp, psnr_db, levels.
+        ``report`` gets one dict per validation, save interval and end: step, minutes, loss, bpp, psnr_db, levels; of several
+        processes that of the first, whose means are of its part of the batches.
         """
+        if not self.fabric.is_global_zero:
+            report = _silent
         self.model.train()
         began, start_minutes = time.monotonic(), self.minutes
         saved = validated = self.minutes
         recent: list[dict[str, float]] = []
         while self.progress() < 1 and self.minutes - start_minutes < max_minutes:
             recent.append(self.train_step())
-            self.minutes = start_minutes + (time.monotonic() - began) / 60
+            self.minutes = self.fabric.broadcast(start_minutes + (time.monotonic() - began) / 60)  # one clock for all
             if self.step % 200 == 0:
                 means = {key: float(np.mean([row[key] for row in recent])) for key in recent[0]}
                 report({"step": self.step, "minutes": self.minutes, "progress": self.progress(), **means})

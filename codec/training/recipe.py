@@ -34,7 +34,8 @@ CODE_RATES: dict[str, dict[str, tuple[int, int]]] = {  # channels N, M as the re
 
 @dataclass(frozen=True)
 class Recipe:
-    """All that decides a run. Rates are Adam learning rates; crop is a side in pixels, a multiple of 64.
+    """All that decides a run. Rates are Adam learning rates; crop is a side in pixels, a multiple of 64; batch_size is that of
+    each process.
 
     The schedule ends after ``epochs``, or after ``minutes`` where epochs is 0, and never later than after ``steps``. ``tune``
     is the measure whose distortion is made small.

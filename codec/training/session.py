@@ -18,7 +18,8 @@ from codec.training.state import read_state
 
 def train_with_progress(
     dataset: Path, state: Path, *, recipe: str | None, model: str | None, start: Path | None, resume: bool,
-    valid: Path | None, max_minutes: float | None, logdir: Path | None, device: str, options: dict[str, Any],
+    valid: Path | None, max_minutes: float | None, logdir: Path | None, device: str, devices: int,
+    options: dict[str, Any],
 ) -> None:  # fmt: skip
     """Train until the schedule or ``max_minutes`` ends; ``options`` are those of ``Recipe.with_options``.
 
@@ -30,16 +31,17 @@ def train_with_progress(
     chosen = choose_recipe(recipe, model, state if resume else None).with_options(**options)
     if logdir is not None:
         from torch.utils.tensorboard import SummaryWriter  # before the pictures are read: it may be missing
-    trainer = Trainer(chosen, dataset, valid=valid, start=start, device=device)
+    trainer = Trainer(chosen, dataset, valid=valid, start=start, device=device, devices=devices)
     if resume:
         trainer.load(state)
-    console = Console(stderr=True)
+    first = trainer.fabric.is_global_zero
+    console = Console(stderr=True, quiet=not first)
     if start is not None and trainer.start is not None:
         where = (
             f"at step {trainer.start['step']}" if "step" in trainer.start else f"of checkpoint {trainer.start['checkpoint']}"
         )
         console.print(f"start: {trainer.start['tensors']} tensors of {trainer.start['model']} {where}")
-    writer = SummaryWriter(str(logdir)) if logdir is not None else None
+    writer = SummaryWriter(str(logdir)) if logdir is not None and first else None
     columns = (TextColumn("step {task.fields[step]}"), BarColumn(), TextColumn("{task.fields[text]}"), TimeElapsedColumn())
     with Progress(*columns, console=console) as progress:
         task = progress.add_task("train", total=1.0, step=trainer.step, text="")

@@ -78,7 +78,8 @@ def test_verify_prints_the_true_bpp_and_psnr(run, tmp_path, png, gray):
     run("decode", target, tmp_path / "b.png")
     n_bytes = target.stat().st_size
     psnr = psnr_db(images.load(source).pixels, images.load(tmp_path / "b.png").pixels)
-    assert result.stdout == f"{target}: {n_bytes} bytes, {bpp(n_bytes, 50, 33):.4f} bpp, PSNR {psnr:.2f} dB\n"
+    facts = f"{n_bytes} bytes, {bpp(n_bytes, 50, 33):.4f} bpp, PSNR {psnr:.2f} dB, quality 90.0"
+    assert result.stdout == f"{target}: {facts}\n"
 
 
 def test_verbose_prints_the_stages(run, tmp_path, png):
@@ -250,7 +251,7 @@ def test_a_fresh_process_encodes_and_says_nothing_else(tmp_path, png, picture, t
     options = ("--model", tiny_checkpoint, "--device", "cpu", "--verify")
     done = python_m_codec("encode", png(20, 20), tmp_path / "a.lic", *options)
     assert (done.returncode, done.stderr) == (0, "")
-    assert re.fullmatch(r".*a\.lic: \d+ bytes, \d+\.\d{4} bpp, PSNR \d+\.\d\d dB\n", done.stdout)
+    assert re.fullmatch(r".*a\.lic: \d+ bytes, \d+\.\d{4} bpp, PSNR \d+\.\d\d dB, quality 50\.0\n", done.stdout)
     decoded = np.asarray(tiny_codec.decode((tmp_path / "a.lic").read_bytes()))
     assert psnr_db(decoded, picture(20, 20)) > 15
 

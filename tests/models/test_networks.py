@@ -6,8 +6,10 @@ import copy
 
 import pytest
 import torch
+from pytorch_msssim import ms_ssim
 
 from models.klt import klt_start
+from models.network import rate_distortion
 from models.schedule import anchor_mask
 
 CONTEXTS = ["joint", "joint, imported", "attention", "attention, imported", "anchor"]
@@ -213,3 +215,41 @@ def test_weights_of_a_mixture_add_up_to_one(small_network, latent):
     assert scales.shape == means.shape == weights.shape == (1, k * m, 8, 8)
     torch.testing.assert_close(weights.unflatten(1, (k, m)).sum(1), torch.ones(1, m, 8, 8))
     assert (scales > 0).all()
+
+
+@pytest.fixture
+def measured(crops):
+    """Two pictures x of 192 × 192, and a ``forward`` result by hand: one error small, one large."""
+    x = crops(5, 2, 192)
+    strength = torch.tensor([0.01, 0.1])[:, None, None, None]
+    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+    masses = {"y_likelihoods": torch.full((2, 192, 12, 12), 0.5), "z_likelihoods": torch.full((2, 256, 12, 12), 0.5)}
+    masses["y_likelihoods"][1] = 1.0
+    return x, {"x_hat": (x + strength * noise).requires_grad_(True)} | masses
+
+
+def test_the_rate_and_the_error_of_each_picture(measured):
+    x, out = measured
+    bpp, mse = rate_distortion(out, x)
+    assert bpp.tolist() == [448 * 144 / 192**2, 256 * 144 / 192**2]
+    assert mse.tolist() == pytest.approx([1e-4, 1e-2], rel=0.02)
+
+
+def test_the_distortion_of_ms_ssim_is_weighted_as_compressais(measured):
+    x, out = measured
+    bpp, distortion = rate_distortion(out, x, tune="ms-ssim")
+    assert torch.equal(bpp, rate_distortion(out, x)[0])
+    for i in (0, 1):
+        one = ms_ssim(out["x_hat"][i : i + 1].detach(), x[i : i + 1], data_range=1.0)
+        assert float(distortion[i].detach() * 255**2) == pytest.approx(1250 * (1 - float(one)), rel=1e-3)
+    assert 0 < distortion[0] < distortion[1]
+    distortion.sum().backward()
+    assert torch.isfinite(out["x_hat"].grad).all()
+    assert (out["x_hat"].grad != 0).any()
+
+
+def test_pictures_without_error_have_no_distortion(measured):
+    x, out = measured
+    for tune in ("psnr", "ms-ssim"):
+        _, distortion = rate_distortion(out | {"x_hat": x}, x, tune)
+        assert distortion.tolist() == pytest.approx([0, 0], abs=1e-7)

@@ -42,3 +42,11 @@ def test_validation_batches_hold_pictures_of_equal_cut(tmp_path, write_pictures)
     assert torch.equal(batches[1][1], load_rgb(paths[4])[:, :128, :128])
     assert [len(batch) for batch in validation_batches(paths, 1)] == [1] * 6
     assert validation_batches(paths, 9, side=64)[0].shape == (6, 3, 64, 64)
+
+
+def test_the_parts_of_a_batch_are_the_whole(data):
+    store = CropStore(find_images(data), torch.device("cpu"))
+    whole = store.batch(6, 64, np.random.default_rng(3))
+    parts = [store.batch(6, 64, np.random.default_rng(3), slice(start, start + 2)) for start in (0, 2, 4)]
+    assert torch.equal(torch.cat(parts), whole)
+    assert len({float(crop.sum()) for crop in whole}) == 6

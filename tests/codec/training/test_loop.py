@@ -56,7 +56,7 @@ def test_a_step_with_a_gradient_that_is_not_finite_is_left_out(trainer, monkeypa
     trainer.train_step()
     before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
     plain = loop.rate_distortion
-    monkeypatch.setattr(loop, "rate_distortion", lambda out, x: [value * torch.inf for value in plain(out, x)])
+    monkeypatch.setattr(loop, "rate_distortion", lambda *args: [value * torch.inf for value in plain(*args)])
     trainer.train_step()
     same(trainer.model.state_dict(), before)
     assert trainer.step == 2
@@ -122,3 +122,13 @@ def test_the_seed_decides_the_start(recipe, data):
     one, two, other = (Trainer(Recipe.load(recipe, seed=seed), data, device="cpu") for seed in (1, 1, 2))
     same(one.model.state_dict(), two.model.state_dict())
     assert not torch.equal(one.model.g_a.stem.weight, other.model.g_a.stem.weight)
+
+
+def test_ms_ssim_is_the_distortion_where_the_recipe_says_so(recipe, data, tmp_path, write_pictures):
+    pictures = write_pictures(tmp_path / "large", 3, side=200)
+    own = Trainer(Recipe.load(recipe, tune="ms-ssim", crop=192, batch_size=1), pictures, device="cpu")
+    rows = [own.train_step() for _ in range(2)] + own.validate()
+    assert all(math.isfinite(value) for row in rows for value in row.values())
+    (level, *_), cfg = own.validate(), own.model.cfg
+    loss = level["bpp"] + cfg.lmbda_min * 255**2 * 10 ** (-level["psnr_db"] / 10)  # what it is not
+    assert level["loss"] != pytest.approx(loss * (cfg.lmbda_mid / cfg.lmbda_min) ** 0.5, rel=1e-3)

@@ -5,16 +5,20 @@ from __future__ import annotations
 import dataclasses
 import math
 
+import numpy as np
 import pytest
 import torch
 
 pytest.importorskip("lightning", reason="training needs the train extra")
 
+from bitstream.engines import default_engine  # noqa: E402
 from bitstream.errors import UsageError  # noqa: E402
 from codec.training.loop import Trainer, parameter_groups, transferable  # noqa: E402
 from codec.training.recipe import Recipe  # noqa: E402
 from models.checkpoint import load_checkpoint  # noqa: E402
+from models.quantise import z_master  # noqa: E402
 from models.registry import MODELS, build  # noqa: E402
+from models.runtime import LoadedModel  # noqa: E402
 
 TINY = {"N": 8, "M": 12, "levels": 2}
 CONFIG = dict.fromkeys(MODELS, TINY) | {
@@ -155,3 +159,20 @@ def test_start_takes_transforms_and_gains_of_a_checkpoint(data, golden):
     assert torch.equal(own["log2_gain"], released.tensors["entropy.log2_gain"].float() / 256)
     assert trainer.start["checkpoint"] == released.sha256[:8]
     trainer.train_step()
+
+
+def test_start_goes_on_where_a_release_ended(data, golden):
+    """Each part of the network is taken, and estimates the bits that the release's integers code."""
+    path = golden / "tiny-swift.safetensors"
+    released = LoadedModel.load(path, torch.device("cpu"))
+    trainer = Trainer(tiny("swift", config=released.checkpoint.config), data, start=path, device="cpu")
+    assert trainer.start["model"] == "swift"
+    assert trainer.start["tensors"] == len(list(trainer.model.parameters())) + 1  # and log2_std
+    x, top = trainer.valid_batches[0][:1].float() / 255, trainer.model.cfg.levels - 1
+    with torch.no_grad():
+        out = trainer.model.eval()(x, torch.tensor([float(top)]))
+    estimate = -sum(float(out[key].log2().sum()) for key in out if key.endswith("likelihoods"))
+    real = 8 * sum(map(len, released.compress(x, 256 * top, default_engine())[0]))
+    assert real == pytest.approx(estimate, rel=0.05)
+    rows = [z_master(trainer.model).cumulative, released.checkpoint.tensors["entropy.z_cumulative"].numpy()]
+    assert np.abs(rows[0] / 2**30 - rows[1] / 2**30).max() < 0.005

@@ -63,8 +63,6 @@ def test_start_says_what_was_taken(data, tmp_path, train):
     [
         ((), "the training pictures are given once: as DATASET or by --dataset"),
         (("DATA", "--dataset", "DATA"), "the training pictures are given once: as DATASET or by --dataset"),
-        (("DATA", "--devices", "2"), "--devices is 2, but only 1 is supported so far"),
-        (("DATA", "--devices", "0"), "--devices is 0, but only 1 is supported so far"),
         (("DATA", "--model", "vgg"), "unknown model 'vgg'; models with a recipe: attention, "),
         (("DATA", "--model", "joint", "--recipe", "swift"), "--model is joint, but recipe swift is of swift: give one"),
         (("DATA", "--code-rate", "low"), "swift has no --code-rate: "),

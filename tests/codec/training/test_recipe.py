@@ -20,8 +20,27 @@ def test_every_model_has_a_recipe_that_builds_it(name):
     assert type(model) is MODELS[name][0]
 
 
-def test_shipped_recipes_are_those_of_the_models():
-    assert set(shipped()) == set(MODELS)
+def test_shipped_recipes_are_those_of_the_models_and_their_variants():
+    assert set(MODELS) <= set(shipped())
+    for name in shipped():
+        model = Recipe.load(name).model
+        assert model in MODELS
+        assert name == model or name.startswith(f"{model}-")
+
+
+@pytest.mark.parametrize("name", ["swift-longer", "swift-ms-ssim"])
+def test_recipes_that_go_on_keep_the_model_of_the_release(name):
+    recipe, start = Recipe.load(name), Recipe.of_model("swift")
+    assert (recipe.model, recipe.config) == ("swift", start.config)
+    assert recipe.tune == ("ms-ssim" if "ms-ssim" in name else "psnr")
+
+
+@pytest.mark.parametrize("crop", [64, 128])
+def test_ms_ssim_needs_room_for_five_scales(crop):
+    with pytest.raises(UsageError, match=f"crop is {crop}, MS-SSIM needs 192 or more"):
+        Recipe(tune="ms-ssim", crop=crop)
+    assert Recipe(tune="ms-ssim", crop=192).tune == "ms-ssim"
+    assert Recipe(tune="psnr", crop=crop).tune == "psnr"
 
 
 def test_contexts_have_the_widths_of_the_hyperprior_that_they_start_with():
@@ -61,6 +80,8 @@ def test_changes_win_over_the_file_and_none_does_not(recipe):
         ("lr_trunk = -1e-4", "lr_trunk is -0.0001, expected 0 or more"),
         ("lr_gains = nan", "lr_gains is nan, expected 0 or more"),
         ('schedule = "linear"', "schedule is 'linear', expected one of cosine, multistep, plateau"),
+        ('tune = "ssim"', "tune is 'ssim', expected one of psnr, ms-ssim"),
+        ("tune = 1", "tune is 1, expected a value like 'psnr'"),
         ("minutes = 0", "minutes is 0, expected more than 0"),
         ("steps = 0", "steps is 0, expected more than 0"),
     ],

@@ -1,0 +1,83 @@
+"""Measure how near ``--bpp``, ``--size`` and ``--psnr`` come to what they are asked for, and that quality is monotone.
+
+    python scripts/bench_targets.py KODAK_FOLDER -o results/targets.json
+
+Three targets of each kind on every picture. Sizes and bpp count as hit within 1 % below, PSNR within 0.1 dB above.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+from rich.progress import track
+
+from codec import images
+from codec.api import Codec
+from codec.metrics import bpp, psnr_db
+from codec.targets import Target
+
+TARGETS: dict[str, tuple[float, ...]] = {"bpp": (0.3, 0.6, 1.2), "size": (20_000, 40_000, 60_000), "psnr": (30.0, 33.0, 36.0)}
+QUALITY_STEP = 4
+
+
+def reached(coder: Codec, picture: images.Picture, target: Target) -> dict[str, float]:
+    """Return what the file of a picture for a target is, and the seconds of encoding."""
+    begin = time.perf_counter()
+    data = coder.encode_picture(picture, target)
+    seconds = time.perf_counter() - begin
+    h, w, _ = picture.pixels.shape
+    decoded = images.load(coder.decode(data)).pixels
+    return {"size": len(data), "bpp": bpp(len(data), w, h), "psnr": psnr_db(picture.pixels, decoded), "seconds": seconds}
+
+
+@click.command()
+@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("-o", "--out", type=click.Path(path_type=Path), default=Path("results/targets.json"), show_default=True)
+@click.option("--model", default="swift", show_default=True)
+def main(folder: Path, out: Path, model: str) -> None:
+    """Write misses, seconds and the curve over quality as JSON."""
+    coder = Codec(model)
+    misses: dict[str, list[float]] = {kind: [] for kind in TARGETS}
+    seconds: list[float] = []
+    curves: list[list[tuple[float, float]]] = []
+    for path in track(sorted(folder.glob("*.png")), description="pictures"):
+        picture = images.load(path)
+        for kind, values in TARGETS.items():
+            for value in values:
+                row = reached(coder, picture, Target(**{kind: value}))  # type: ignore[arg-type]
+                misses[kind].append(row["psnr"] - value if kind == "psnr" else 100 * (row[kind] / value - 1))
+                seconds.append(row["seconds"])
+        points = [reached(coder, picture, Target(quality=q)) for q in range(0, 101, QUALITY_STEP)]
+        curves.append([(point["bpp"], point["psnr"]) for point in points])
+    mean = np.mean(curves, axis=0)
+    slopes = np.diff(mean[:, 1]) / np.diff(np.log2(mean[:, 0]))
+    result: dict[str, Any] = {
+        "checkpoint": coder.model.checkpoint.sha256,
+        "targets": {
+            kind: {
+                "values": TARGETS[kind],
+                "files": len(values),
+                "hit": int(sum(0 <= v <= 0.1 if kind == "psnr" else -1 <= v <= 0 for v in values)),
+                "least": round(min(values), 4),
+                "most": round(max(values), 4),
+            }
+            for kind, values in misses.items()
+        },
+        "median_seconds": round(float(np.median(seconds)), 3),
+        "quality": list(range(0, 101, QUALITY_STEP)),
+        "curve": [{"bpp": round(float(b), 5), "psnr_db": round(float(p), 4)} for b, p in mean],
+        "pictures_monotone": int(sum(bool((np.diff(curve, axis=0) > 0).all()) for curve in curves)),
+        "pictures": len(curves),
+        "db_per_octave": [round(float(s), 3) for s in slopes],
+    }
+    out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    click.echo(json.dumps({key: result[key] for key in ("targets", "median_seconds", "pictures_monotone", "db_per_octave")}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,111 @@
+"""``codec train`` as processes of their own: two of them equal one with the double batch; one killed at a save goes on."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+pytest.importorskip("lightning", reason="training needs the train extra")
+
+STUCK_SAVE = """
+import sys, time
+from pathlib import Path
+import torch
+from codec.training.loop import Trainer
+from codec.training.recipe import Recipe
+
+trainer = Trainer(Recipe.load(sys.argv[1]), Path(sys.argv[2]), device="cpu")
+state, whole = Path(sys.argv[3]), torch.save
+trainer.train_step()
+trainer.save(state)
+trainer.train_step()
+
+def half(value, path):
+    whole(value, path)
+    data = Path(path).read_bytes()
+    Path(path).write_bytes(data[: len(data) // 2])
+    print("half", flush=True)
+    time.sleep(600)
+
+torch.save = half
+trainer.save(state)
+"""
+
+
+@pytest.fixture
+def environment():
+    """One thread for each process, on the loopback device."""
+    return os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+
+
+def load(path):
+    return torch.load(path, weights_only=True)
+
+
+def run(environment, *command):
+    result = subprocess.run([sys.executable, *map(str, command)], env=environment, capture_output=True, text=True, timeout=110)
+    assert result.returncode == 0, result.stderr
+    return result
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["devices", "torchrun"])
+def test_two_processes_train_as_one_with_the_double_batch(data, recipe, tmp_path, environment, launcher):
+    text = recipe.read_text().replace("klt_start = false", "klt_start = true").replace("steps = 3", "steps = 12")
+    recipe.write_text(text.replace("batch_size = 2", "batch_size = 8"))
+    options = (data, "--recipe", recipe, "--device", "cpu", "--state")
+    run(environment, "-m", "codec", "train", *options, tmp_path / "one.pt")
+    recipe.write_text(text.replace("batch_size = 2", "batch_size = 4"))
+    if launcher == "devices":
+        run(environment, "-m", "codec", "train", *options, tmp_path / "two.pt", "--devices", "2")
+    else:
+        launch = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+        run(environment, *launch, "-m", "codec", "train", *options, tmp_path / "two.pt")
+    one, two = load(tmp_path / "one.pt"), load(tmp_path / "two.pt")
+    assert one["step"] == two["step"] == 12
+    assert one["rng"] == two["rng"]  # the same crops at the same levels
+    for name in ("g_a.stem.weight", "g_s.tail.weight", "h_a.0.weight", "log2_gain"):
+        a, b = one["model"][name], two["model"][name]
+        assert torch.linalg.norm(a - b) < 0.01 * torch.linalg.norm(a), name  # the noise differs, and bf16 sums
+    learnt, also = (  # from zero; Adam's first steps make much of the noise
+        torch.cat([t.flatten() for name, t in state["model"].items() if name.endswith("conv3.weight")]) for state in (one, two)
+    )
+    assert torch.cosine_similarity(learnt, also, dim=0) > 0.4
+    assert torch.linalg.norm(also) == pytest.approx(torch.linalg.norm(learnt), rel=0.2)
+
+
+@pytest.mark.slow
+def test_a_kill_in_the_middle_of_a_save_loses_one_interval(data, recipe, tmp_path, environment, train):
+    state = tmp_path / "a.pt"
+    command = [sys.executable, "-c", STUCK_SAVE, str(recipe), str(data), str(state)]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().strip() == "half"
+        process.send_signal(signal.SIGKILL)
+    assert load(state)["step"] == 1
+    train(data, "--recipe", recipe, "--state", state, "--resume")
+    assert load(state)["step"] == 3
+
+
+@pytest.mark.slow
+def test_kills_at_any_moment_leave_a_state_to_resume_from(data, recipe, tmp_path, environment):
+    recipe.write_text(recipe.read_text().replace("steps = 3", "steps = 1000000\nsave_minutes = 1e-9"))
+    state, steps = tmp_path / "a.pt", [0]
+    for seconds in (0.05, 0.4, 0.7):
+        resume = ["--resume"] if state.exists() else []
+        command = [sys.executable, "-m", "codec", "train", str(data), "--recipe", str(recipe), "--state", str(state), *resume]
+        with subprocess.Popen([*command, "--device", "cpu"], env=environment, stderr=subprocess.DEVNULL) as process:
+            before = state.stat().st_mtime_ns if state.exists() else 0
+            while not state.exists() or state.stat().st_mtime_ns == before:
+                assert process.poll() is None
+                time.sleep(0.01)
+            time.sleep(seconds)
+            process.send_signal(signal.SIGKILL)
+        steps.append(load(state)["step"])
+    assert steps == sorted(set(steps))  # each run went on where the last one was killed

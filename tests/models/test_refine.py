@@ -1,0 +1,237 @@
+"""Refined y: a real file costs less by bits and error together, the same each time, and decodes as every other file."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from PIL import Image
+
+from bitstream.engines import default_engine
+from bitstream.errors import UsageError
+from codec import Codec, info
+from codec.cli import main
+from models.refine import COLD, HOT, STEPS, Refiner, gumbel_symbols
+from models.registry import MODELS
+from models.rounding import ste_symbols
+from models.runtime import LoadedModel, load_network
+
+REFINABLE = ("swift", "hyperprior", "checkerboard")
+CPU = torch.device("cpu")
+
+
+def silent(_):
+    """Ignore the share done."""
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+# --- symbols
+
+
+@pytest.mark.parametrize("temperature", [HOT, COLD, 1e-3])
+def test_symbols_lie_between_their_neighbours(temperature):
+    residual = torch.linspace(-4, 4, 4001)
+    symbols = gumbel_symbols(residual, temperature, seeded())
+    assert (symbols >= residual.floor() - 1e-5).all()
+    assert (symbols <= residual.floor() + 1 + 1e-5).all()
+
+
+def test_cold_symbols_are_rounded_residuals():
+    residual = torch.linspace(-4, 4, 4001)
+    clear = ((residual - residual.floor()) - 0.5).abs() > 0.05
+    symbols = gumbel_symbols(residual, 0.01, seeded())
+    assert (symbols - residual.round())[clear].abs().max() < 1e-3
+
+
+def test_hot_symbols_choose_the_nearer_neighbour_more_often():
+    draws = [gumbel_symbols(torch.full((4000,), part), HOT, seeded()).mean() for part in (-2.9, -2.7, -2.5, -2.3, -2.1)]
+    assert draws == sorted(draws)
+    assert draws[2] == pytest.approx(-2.5, abs=0.02)
+
+
+def test_whole_residuals_stay_as_they_are_when_cold():
+    residual = torch.arange(-3.0, 4.0).repeat(100)
+    assert (gumbel_symbols(residual, COLD, seeded()) - residual).abs().max() < 1e-3
+
+
+@pytest.mark.parametrize("temperature", [HOT, COLD])
+def test_symbols_have_a_gradient(temperature):
+    residual = (torch.rand(1000, generator=seeded(1)) * 8 - 4).requires_grad_(True)
+    gumbel_symbols(residual, temperature, seeded()).sum().backward()
+    assert torch.isfinite(residual.grad).all()
+    assert (residual.grad >= 0).all()
+    assert residual.grad.mean() > 0.1
+
+
+def test_the_seed_decides_the_symbols():
+    residual = torch.linspace(-4, 4, 400)
+    one, two, other = (gumbel_symbols(residual, HOT, seeded(seed)) for seed in (0, 0, 1))
+    assert torch.equal(one, two)
+    assert not torch.equal(one, other)
+
+
+# --- refinement of real latents
+
+
+@pytest.fixture(scope="module", params=REFINABLE)
+def refinable(request, golden):
+    """A model of those that refine, with its frozen tiny checkpoint. Do not change it."""
+    return LoadedModel.load(golden / f"tiny-{request.param}.safetensors", CPU)
+
+
+def cost(model, x, y, z, level):
+    """Return bits + λ·255²/3·Σ error² of what a decoder makes of the latents."""
+    coded = model.code(y, z, level, default_engine())
+    x_hat = model.synthesise(coded.y_hat, level, *x.shape[-2:])
+    weight = float(model.config.lmbda(torch.tensor(level / 256))) * 255**2 / 3
+    return 8 * sum(map(len, coded.payloads)) + weight * float((x_hat - x).double().square().sum())
+
+
+@pytest.mark.parametrize("size", [(64, 64), (70, 90), (1, 37)])
+@pytest.mark.parametrize("level", [0, 300, 768])
+def test_real_files_do_not_cost_more(refinable, tensor, size, level):
+    x = tensor(*size)
+    y, z = refinable.analyse(x)
+    refined = refinable.refine(x, y, z, level, 10, silent)
+    assert cost(refinable, x, refined, z, level) <= 1.01 * cost(refinable, x, y, z, level)
+
+
+def test_real_files_of_many_steps_cost_less(refinable, tensor):
+    x = tensor(64, 96)
+    y, z = refinable.analyse(x)
+    for level in (0, 600):
+        refined = refinable.refine(x, y, z, level, 100, silent)
+        assert cost(refinable, x, refined, z, level) < 0.998 * cost(refinable, x, y, z, level)
+
+
+def test_the_same_picture_gives_the_same_latents(refinable, tensor):
+    x = tensor(64, 64)
+    y, z = refinable.analyse(x)
+    before = y.clone(), z.clone()
+    one = refinable.refine(x, y, z, 400, 5, silent)
+    refinable.refine(tensor(64, 64, seed=1), y, z, 100, 3, silent)  # another picture in between
+    assert torch.equal(refinable.refine(x, y, z, 400, 5, silent), one)
+    assert torch.equal(y, before[0])
+    assert torch.equal(z, before[1])
+    assert not one.is_inference()
+    assert one.shape == y.shape
+
+
+def test_progress_tells_the_share_done(refinable, tensor):
+    x, shares = tensor(64, 64), []
+    refinable.refine(x, *refinable.analyse(x), 0, 4, shares.append)
+    assert shares == [0.25, 0.5, 0.75, 1.0]
+
+
+def test_no_weight_changes_and_the_rounding_is_restored(refinable, tensor):
+    x = tensor(64, 64)
+    y, z = refinable.analyse(x)
+    refiner = Refiner(refinable.checkpoint, load_network(refinable.checkpoint), CPU, False)
+    refiner.refine(x, y, z, 100, 1)  # a masked convolution sets what its mask hides to 0
+    before = {name: value.clone() for name, value in refiner.network.state_dict().items()}
+    refiner.refine(x, y, z, 100, 3)
+    assert refiner.network.symbols is ste_symbols
+    assert "symbols" not in vars(refiner.network)
+    for name, value in refiner.network.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+    def stop(_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        refiner.refine(x, y, z, 100, 3, stop)
+    assert refiner.network.symbols is ste_symbols
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_callers_may_be_in_any_mode(tiny_checkpoint, tiny_codec, picture, mode):
+    own, expected = Codec(tiny_checkpoint, "cpu"), tiny_codec.encode(picture(20, 20), effort=1)
+    with mode():
+        assert own.encode(picture(20, 20), effort=1) == expected
+    assert own.encode(picture(20, 20), effort=1) == expected
+
+
+@pytest.mark.parametrize("name", sorted(set(MODELS) - set(REFINABLE)))
+def test_other_models_have_no_effort(name, golden, picture):
+    coder = Codec(golden / f"tiny-{name}.safetensors", "cpu")
+    with pytest.raises(UsageError, match=f"{name} has no effort above 0: leave it away, or choose swift"):
+        coder.encode(picture(20, 20), effort=1)
+    assert coder.encode(picture(20, 20), effort=0)
+
+
+def test_models_say_whether_they_refine(model):
+    assert model.checkpoint.model in MODELS
+    assert MODELS[model.checkpoint.model][0].refinable == (model.checkpoint.model in REFINABLE)
+
+
+# --- effort
+
+
+def test_efforts_take_more_and_more_steps():
+    assert len(STEPS) == 11
+    assert STEPS[0] == 0
+    assert all(one < two for one, two in zip(STEPS, STEPS[1:], strict=False))
+
+
+@pytest.mark.parametrize("gray", [False, True])
+def test_a_file_of_effort_decodes_with_a_fresh_decoder(tiny_codec, tiny_checkpoint, picture, gray):
+    pixels = picture(50, 70)[:, :, 0] if gray else picture(50, 70)
+    plain, data = (tiny_codec.encode(pixels, quality=30, effort=effort) for effort in (0, 1))
+    assert data != plain
+    assert info(data).level == info(plain).level
+    image = Codec(tiny_checkpoint, "cpu").decode(data)
+    assert (image.size, image.mode) == ((70, 50), "L" if gray else "RGB")
+    assert tiny_codec.encode(pixels, quality=30, effort=1) == data
+    assert tiny_codec.encode(pixels, quality=30) == plain
+
+
+@pytest.mark.parametrize("effort", [-1, 11, 1.5, None, "1"])
+def test_an_effort_outside_of_0_to_10_is_refused(tiny_codec, picture, effort):
+    with pytest.raises(UsageError, match=f"effort is {effort!r}, expected 0 … 10"):
+        tiny_codec.encode(picture(8, 8), effort=effort)
+
+
+def test_effort_keeps_a_size_and_finds_a_finer_level(tiny_codec, picture):
+    pixels = picture(64, 64)
+    limit = len(tiny_codec.encode(pixels, quality=20))
+    plain, refined = (tiny_codec.encode(pixels, size=limit, effort=effort) for effort in (0, 3))
+    assert len(refined) <= limit
+    assert info(refined).level >= info(plain).level
+
+
+def test_effort_reaches_sizes_below_the_plain_smallest_file(tiny_codec, picture):
+    pixels = picture(64, 64)
+    plain, refined = (len(tiny_codec.encode(pixels, quality=0, effort=effort)) for effort in (0, 3))
+    assert refined < plain
+    assert len(tiny_codec.encode(pixels, size=refined, effort=3)) <= refined
+
+
+@pytest.fixture
+def encode(tmp_path, picture, tiny_checkpoint):
+    """Return encode(*options, code=0): the result of the command line, which writes a.lic."""
+    Image.fromarray(picture(40, 40)).save(tmp_path / "a.png")
+
+    def invoke(*options, code=0):
+        paths = [str(tmp_path / name) for name in ("a.png", "a.lic")]
+        result = CliRunner().invoke(main, ["encode", *paths, "--model", str(tiny_checkpoint), "--device", "cpu", *options])
+        assert result.exit_code == code, result.output
+        return result
+
+    return invoke
+
+
+def test_the_command_line_takes_an_effort(encode, tmp_path, tiny_codec, picture):
+    assert encode("--effort", "1", "-q", "20").output == ""
+    data = (tmp_path / "a.lic").read_bytes()
+    assert data == tiny_codec.encode(picture(40, 40), quality=20, effort=1)
+    assert np.asarray(tiny_codec.decode(data)).shape == (40, 40, 3)
+
+
+@pytest.mark.parametrize("effort", ["11", "-1", "much"])
+def test_the_command_line_refuses_other_efforts(encode, tmp_path, effort):
+    assert "--effort" in encode("--effort", effort, code=2).stderr
+    assert not (tmp_path / "a.lic").exists()
