@@ -1,15 +1,17 @@
 """The product in one page: a picture goes in, bytes come out; bytes go in, the picture comes back.
 
-encode: images.load → x (1, 3, H, W) → model.compress → Container.pack → bytes
+encode: images.load → x (1, 3, H, W) → model.analyse → y, z → [model.refine] → model.code → Container.pack → bytes
+        (the level is given by the quality, or searched: codec.targets)
 decode: Container.unpack → model.decompress → symbol CRC → images.to_pil
 """
 
 from __future__ import annotations
 
-import contextlib
+import math
 import time
 from collections.abc import Callable
 from functools import lru_cache
+from numbers import Integral
 from os import PathLike
 from typing import Any
 
@@ -59,7 +61,8 @@ class Codec:
 
         ``quality`` is 0 … 100 (50 if nothing is given). Instead of it: ``bpp`` or ``size`` (bytes) for the best file that is
         not larger, ``psnr`` (dB) for the smallest that reaches it. ``max_size`` limits the bytes in any case. ``effort`` 1 … 10
-        spends time on fewer bits at the same quality; ``progress`` is then called with the share done of each refinement.
+        spends seconds to minutes per megapixel, for each attempt at a target, on fewer bits at the same quality;
+        ``progress`` is then called with the share done of each.
         Raises ImageError for what cannot be read or stored, UsageError for values that cannot be or contradict each other,
         TargetError if no file of the picture meets them.
         """
@@ -75,8 +78,10 @@ class Codec:
         self, picture: Picture, target: Target, *, effort: int = 0, progress: Callable[[float], None] = lambda _: None
     ) -> bytes:
         """Return the file of a picture that ``images.load`` gave. Raises UsageError, TargetError or LimitError."""
-        if not isinstance(effort, int) or effort not in range(len(STEPS)):
+        if not isinstance(effort, Integral) or isinstance(effort, bool) or effort not in range(len(STEPS)):
             raise UsageError(f"effort is {effort!r}, expected 0 … {len(STEPS) - 1}")
+        if effort and not self.model.refinable:
+            raise UsageError(f"{self.model.checkpoint.model} has no effort above 0: leave it away, or choose swift")
         h, w, _ = picture.pixels.shape
         check_size(w, h, MAX_PIXELS)
         x = torch.from_numpy(picture.pixels).permute(2, 0, 1)[None].float() / 255  # (1, 3, H, W)
@@ -87,12 +92,14 @@ class Codec:
             coded = self.model.code(chosen, z, level, self.engine)
             header = Header(w, h, picture.gray, self.model.checkpoint.model_id, level, coded.crc)
             data = Container(header, list(zip((Z, Y_TILE), coded.payloads, strict=True))).pack()
-            return Attempt(data, lambda: self._psnr_db(picture, coded.y_hat, level))
+            return Attempt(data, math.nan if target.psnr is None else self._psnr_db(picture, coded.y_hat, level))
 
         top, first = self.max_level, None
-        if effort and not target.is_quality:  # the plain search, if it ends, is where the refined one begins
-            with contextlib.suppress(TargetError):
+        if effort and not target.is_quality:  # the plain search is where the refined one begins
+            try:
                 first, _ = LevelSearch(lambda level: attempt(level, 0), top).run(target, w * h)
+            except TargetError:
+                first = 0 if target.psnr is None else top  # refined, the last level may do
         _, found = LevelSearch(lambda level: attempt(level, effort), top).run(target, w * h, first)
         self.timings = dict(self.model.timings)
         return found.data

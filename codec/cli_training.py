@@ -6,6 +6,7 @@ Heavy imports stay inside the commands, as in ``codec.cli``.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +28,7 @@ RECIPE_OPTIONS = (  # of ``Recipe.with_options``
     click.option("--minutes", type=float, help="Length of the schedule in minutes."),
     click.option("--schedule", type=click.Choice(SCHEDULES), help="Of the learning rates, after the warm-up."),
     click.option("--code-rate", type=click.Choice(["low", "high"]), help="Channels as the report states them."),
+    click.option("--tune", type=click.Choice(["psnr", "ms-ssim"]), help="The measure whose distortion is made small."),
     click.option("--config", multiple=True, metavar="KEY=VALUE", help="A field of the model's config; repeatable."),
     click.option("--seed", type=int, help="Of weights, crops and levels."),
 )
@@ -40,9 +42,11 @@ def _recipe_options(function: Callable[..., None]) -> Callable[..., None]:
 
 @contextmanager
 def _train_extra(threads: int | None) -> Iterator[None]:
-    """Set the CPU threads; say how to install what an import inside the block lacks."""
+    """Set the CPU threads, of other processes of a training too; say how to install what an import inside the block lacks."""
     try:
         set_threads(threads)
+        if threads:
+            os.environ["OMP_NUM_THREADS"] = str(threads)
         yield
     except ImportError as error:
         raise UsageError(f"{error.name} is not installed: pip install -e '.[train]' in its repository") from error

@@ -1,6 +1,8 @@
 """What a file shall be: of a quality, of a size, or of a PSNR; and the search for the rate level that makes it so.
 
-Bytes and PSNR rise with the level. Sizes ask for the highest level that is not above them, PSNR for the lowest that reaches it.
+Bytes and PSNR rise with the level. Sizes ask for the highest level that is not above them, PSNR for the lowest that reaches it;
+the search ends at one that is near enough. A size above that of the highest level gives the highest, a PSNR below that of the
+lowest the lowest.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from numbers import Real
 
 from bitstream.errors import TargetError, UsageError
 
@@ -40,12 +42,12 @@ class Target:
             raise UsageError(f"{' and '.join(given)} are given, expected one of them: leave the others away")
         if self.max_size is not None and given in (["bpp"], ["size"]):
             raise UsageError(f"max_size and {given[0]} are both limits of bytes: give one of them")
-        if self.quality is not None and not (isinstance(self.quality, (int, float)) and 0 <= self.quality <= 100):
+        if self.quality is not None and not (_is_number(self.quality) and 0 <= self.quality <= 100):
             raise UsageError(f"quality is {self.quality!r}, expected 0 … 100")
         for name in ("bpp", "size", "psnr", "max_size"):
             value = getattr(self, name)
-            if value is not None and not (isinstance(value, (int, float)) and 0 < value < LARGEST):
-                raise UsageError(f"{name} is {value!r}, expected a number above 0")
+            if value is not None and not (_is_number(value) and 0 < value < LARGEST):
+                raise UsageError(f"{name} is {value!r}, expected a number above 0 and below {LARGEST:.0e}")
 
     def limit(self, pixels: int) -> int | None:
         """Return the most bytes that the file of a picture of so many pixels may have, or None."""
@@ -59,6 +61,10 @@ class Target:
         return self.bpp is None and self.size is None and self.psnr is None and self.max_size is None
 
 
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
 def parse_size(text: str) -> int:
     """Return the bytes of "40000", "40KB" (1000), "40KiB" (1024) or "1.5MB". Raises UsageError."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
@@ -70,16 +76,12 @@ def parse_size(text: str) -> int:
     return math.floor(size)
 
 
+@dataclass(frozen=True)
 class Attempt:
-    """A file of a picture; its PSNR in dB is measured when it is asked for."""
+    """A file of a picture, and the PSNR of what it decodes to if a PSNR is asked for."""
 
-    def __init__(self, data: bytes, measure: Callable[[], float]) -> None:
-        self.data, self._measure = data, measure
-
-    @cached_property
-    def psnr_db(self) -> float:
-        """Return the PSNR of what the file decodes to."""
-        return self._measure()
+    data: bytes
+    psnr_db: float = math.nan
 
 
 class LevelSearch:
@@ -101,14 +103,14 @@ class LevelSearch:
         Raises TargetError if no level does: a size below the smallest file, a PSNR above that of the largest.
         """
         limit, top = target.limit(pixels), self.top
-        start = self.top // 2 if first is None else first
+        start = self.top // 2
         if target.psnr is not None:
-            start = top = self._reaching(target.psnr, start)
+            start = top = self._reaching(target.psnr, start if first is None else first)
         elif target.bpp is None and target.size is None:
             quality = DEFAULT_QUALITY if target.quality is None else target.quality
             start = top = round(quality / 100 * self.top)
         if limit is not None:
-            top = self._within(limit, top, start)
+            top = self._within(limit, top, start if first is None else min(first, top))
         return top, self.at(top)
 
     def _within(self, limit: int, top: int, start: int) -> int:

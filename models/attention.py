@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from bitstream.errors import UsageError
 from models.layers import Float32, weight_and_bias
 from models.layout import EntropyLayout
-from models.network import Network, RateConfig, context_layers, float32_at, zero_start
-from models.rounding import ste_round
+from models.network import Network, RateConfig, Symbols, context_layers, float32_at, zero_start
+from models.rounding import ste_round, ste_symbols
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,7 @@ class AttentionConfig(RateConfig):
     linear_scale: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.M != self.N:
             raise UsageError(f"model attention: M is {self.M} and N is {self.N}, expected equal: set both")
 
@@ -68,7 +69,9 @@ class Attention(Network):
         self.entropy_parameters[-1] = Float32(last)
         self.gaussian_conditional = GaussianMixtureConditional(K=k)
 
-    def predict(self, v: Tensor, features: Tensor, scale: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def predict(
+        self, v: Tensor, features: Tensor, scale: Tensor, symbols: Symbols = ste_symbols
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """See ``Network.predict``."""
         y_hat = ste_round(v)
         context = self.context_prediction(y_hat / scale)

@@ -18,6 +18,8 @@ from torch import Tensor
 
 from models.joint import ContextConfig, Joint
 from models.layout import EntropyLayout
+from models.network import Symbols
+from models.rounding import ste_symbols
 from models.schedule import anchor_mask
 
 
@@ -30,15 +32,17 @@ class Checkerboard(Joint):
         super().__init__(cfg)
         self.context_prediction = CheckerboardMaskedConv2d(self.cfg.M, 2 * self.cfg.M, kernel_size=5, padding=2)
 
-    def predict(self, v: Tensor, features: Tensor, scale: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def predict(
+        self, v: Tensor, features: Tensor, scale: Tensor, symbols: Symbols = ste_symbols
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """See ``Network.predict``: the anchors without context, then the rest with the anchors as context."""
         anchors = anchor_mask(v.shape[-2], v.shape[-1], v.device)
         means, scales = self.means_scales(features, torch.zeros_like(features), scale)
-        y_hat = self.symbols(v - means, scales) + means
+        y_hat = symbols(v - means, scales) + means
         context = self.context_prediction(y_hat * anchors / scale)
         means_2, scales_2 = self.means_scales(features, context, scale)
         means, scales = torch.where(anchors, means, means_2), torch.where(anchors, scales, scales_2)
-        y_hat = torch.where(anchors, y_hat, self.symbols(v - means, scales) + means)
+        y_hat = torch.where(anchors, y_hat, symbols(v - means, scales) + means)
         return y_hat, {"scales": scales, "means": means}
 
     def layout(self) -> EntropyLayout:

@@ -18,7 +18,8 @@ from compressai.models import MeanScaleHyperprior, ScaleHyperprior
 from torch import Tensor, nn
 
 from models.layout import EntropyLayout
-from models.network import Network, RateConfig, float32_at, zero_start
+from models.network import Network, RateConfig, Symbols, float32_at, zero_start
+from models.rounding import ste_symbols
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,9 @@ class Hyperprior(Network):
         """Return what h_a sees of y / std."""
         return y if self.cfg.means else y.abs()
 
-    def predict(self, v: Tensor, features: Tensor, scale: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def predict(
+        self, v: Tensor, features: Tensor, scale: Tensor, symbols: Symbols = ste_symbols
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """See ``Network.predict``."""
         if self.cfg.means:
             raw, mean = features.chunk(2, dim=1)
@@ -60,7 +63,7 @@ class Hyperprior(Network):
         else:
             raw, means = features, torch.zeros_like(v)
         scales = self.scales(raw, scale)
-        return self.symbols(v - means, scales) + means, {"scales": scales, "means": means}
+        return symbols(v - means, scales) + means, {"scales": scales, "means": means}
 
     def layout(self) -> EntropyLayout:
         """See ``Network.layout``."""

@@ -18,7 +18,7 @@ from compressai.models import JointAutoregressiveHierarchicalPriors
 from torch import Tensor, nn
 
 from models.layout import EntropyLayout
-from models.network import Network, RateConfig, context_layers, float32_at, zero_start
+from models.network import Network, RateConfig, Symbols, context_layers, float32_at, zero_start
 from models.rounding import ste_round, ste_symbols
 
 PASSES = 3  # of an estimate outside of training
@@ -59,7 +59,9 @@ class Joint(Network):
         raw, mean = self.entropy_parameters(torch.cat([features, context.to(features.dtype)], dim=1)).chunk(2, dim=1)
         return mean * scale, self.scales(raw, scale)
 
-    def predict(self, v: Tensor, features: Tensor, scale: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def predict(
+        self, v: Tensor, features: Tensor, scale: Tensor, symbols: Symbols = ste_symbols
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """See ``Network.predict``. Contexts see what an earlier pass rounded to, that of the first pass plainly rounded v.
 
         Coding has y_hat there, position by position; each pass comes nearer to it.

@@ -108,7 +108,7 @@ class BlockedGDN(nn.Module):
 class SubpixelDeconv(nn.Module):
     """A transposed 5×5 convolution of stride 2 to few channels as a 3×3 one with PixelShuffle: faster on a CPU below 16.
 
-    The same sums with zeros added; see ``models.quantise._matrix`` for the taps.
+    The same sums with zeros added; see ``models.quantise.transposed_taps`` for the taps.
     """
 
     def __init__(self, deconv: nn.ConvTranspose2d) -> None:

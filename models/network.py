@@ -23,22 +23,33 @@ from compressai.entropy_models import EntropyBottleneck, GaussianConditional
 from pytorch_msssim import ms_ssim
 from torch import Tensor, nn
 
+from bitstream.errors import UsageError
 from models.layers import Float32, weight_and_bias
 from models.layout import EntropyLayout
 from models.rounding import ste_round, ste_symbols
 
+Symbols = Callable[[Tensor, Tensor], Tensor]  # (residual, scales) → symbols
+TUNES = ("psnr", "ms-ssim")
 MS_SSIM_WEIGHT = 1250.0  # CompressAI's λ for MS-SSIM are those for MSE times 1225 … 1333
 
 
 @dataclass(frozen=True)
 class RateConfig:
-    """The rate levels of a model; ``lmbda_*`` span them. M is the number of channels of y, N that of z."""
+    """The rate levels of a model; ``lmbda_*`` span them. M is the number of channels of y, N that of z.
+
+    ``tune`` is the measure whose distortion λ weighs: "psnr" or "ms-ssim".
+    """
 
     M: int = 192
     N: int = 128
     levels: int = 6
     lmbda_min: float = 0.0018
     lmbda_max: float = 0.0483
+    tune: str = "psnr"
+
+    def __post_init__(self) -> None:
+        if self.tune not in TUNES:
+            raise UsageError(f"tune is {self.tune!r}, expected one of {', '.join(TUNES)}")
 
     @property
     def lmbda_mid(self) -> float:
@@ -54,8 +65,7 @@ class RateConfig:
 class Network(nn.Module):
     """Base of all models. A model sets g_a, g_s, h_a, h_s and writes ``predict``, ``layout`` and ``entropy_layers``."""
 
-    symbols: Callable[[Tensor, Tensor], Tensor] = staticmethod(ste_symbols)  # with a gradient; ``models.refine`` sets another
-    refinable = False  # whether ``predict`` chooses all symbols by ``symbols`` alone, so that ``models.refine`` can set them
+    refinable = False  # whether ``predict`` takes all symbols from its argument ``symbols``: ``models.refine`` needs it
     bf16_channels_last = True  # whether bf16 may run in channels_last: training does, and g_a and h_a on CPUs fast at it
     cfg: Any
     log2_std: Tensor
@@ -94,10 +104,13 @@ class Network(nn.Module):
         """Return what h_a sees of y / std."""
         return y
 
-    def predict(self, v: Tensor, features: Tensor, scale: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def predict(
+        self, v: Tensor, features: Tensor, scale: Tensor, symbols: Symbols = ste_symbols
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the rounded v = y·gain and the arguments of ``gaussian_conditional``, by any part of y_hat coded before.
 
-        v is (B, M, h, w), features h_s(z_hat), scale = gain·std (B, M, 1, 1).
+        v is (B, M, h, w), features h_s(z_hat), scale = gain·std (B, M, 1, 1). ``symbols`` rounds residuals, given their scales,
+        with a gradient; models that are not ``refinable`` have their own.
         """
         raise NotImplementedError
 
@@ -163,15 +176,18 @@ def zero_start(layer: nn.Module) -> None:
 
 
 def rate_distortion(out: dict[str, Tensor], x: Tensor, tune: str = "psnr") -> tuple[Tensor, Tensor]:
-    """Return bits per pixel (B,) and the distortion (B,) of a ``forward`` result: mean squared error, in [0, 1] units.
-
-    With ``tune`` "ms-ssim" it is 1 − MS-SSIM instead, times ``MS_SSIM_WEIGHT`` / 255²: about as large as the error at the
-    same λ.
-    """
+    """Return bits per pixel (B,) and the ``distortion`` (B,) of a ``forward`` result."""
     pixels = x.shape[-2] * x.shape[-1]
     bits = [-value.log2().flatten(1).sum(1) for key, value in out.items() if key.endswith("_likelihoods")]
-    bpp = torch.stack(bits).sum(0) / pixels
+    return torch.stack(bits).sum(0) / pixels, distortion(out["x_hat"], x, tune)
+
+
+def distortion(x_hat: Tensor, x: Tensor, tune: str = "psnr") -> Tensor:
+    """Return the distortion (B,) of (B, 3, H, W) batches in [0, 1]: the mean squared error.
+
+    With ``tune`` "ms-ssim" it is 1 − MS-SSIM (sides above 160), times ``MS_SSIM_WEIGHT`` / 255²: about as large at the same λ.
+    """
     if tune == "ms-ssim":
-        similarity = ms_ssim(out["x_hat"].float(), x.float(), data_range=1.0, size_average=False)
-        return bpp, (1 - similarity) * (MS_SSIM_WEIGHT / 255**2)
-    return bpp, (out["x_hat"] - x).square().flatten(1).mean(1)
+        similarity = ms_ssim(x_hat.float(), x.float(), data_range=1.0, size_average=False)
+        return (1 - similarity) * (MS_SSIM_WEIGHT / 255**2)
+    return (x_hat - x).square().flatten(1).mean(1)

@@ -1,4 +1,4 @@
-"""Turn trained float entropy networks into the integer tensors of a checkpoint, and those into an entropy model, or back.
+"""Turn trained float entropy networks into the integer tensors of a checkpoint, and those into an entropy model.
 
 Activations get 8 bits (7 and a sign behind a leaky ReLU) with a scale per channel, calibrated on training pictures and
 folded into the weights of the next layer; weights get ``WEIGHT_BITS`` bits with a scale per output channel. All of it is
@@ -7,8 +7,8 @@ data in the checkpoint: coding does not depend on how it was chosen.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -40,6 +40,34 @@ def layer_names(layout: EntropyLayout) -> list[str]:
     """Return the names of a model's integer layers in the order they run."""
     hyper = [f"hyper_{i}" for i in range(1, len(layout.hyper) + 1)]
     return hyper + ["context"] * layout.context + [f"parameters_{i}" for i in range(1, layout.parameters + 1)]
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """What the layout says of one integer layer: its taps, the factor of the PixelShuffle behind it, its place in the walk.
+
+    ``blocks`` of the outputs of the last layer are in reverse order.
+    """
+
+    name: str
+    taps: Taps
+    factor: int
+    blocks: int
+    last: bool
+
+
+def layer_plans(layout: EntropyLayout) -> list[LayerPlan]:
+    """Return the plans of a model's integer layers in the order they run."""
+    plans, names = [], layer_names(layout)
+    for name in names:
+        taps, factor, last = POINT, 1, name == names[-1]
+        if name.startswith("hyper"):
+            taps, factor = TAPS_3X3, layout.hyper[int(name[6:]) - 1]
+        elif name == "context":
+            taps = layout.taps
+        blocks = layout.outputs // max(layout.mixtures, 1) if last and layout.scales_first else 1
+        plans.append(LayerPlan(name, taps, factor, blocks, last))
+    return plans
 
 
 def _activation(layout: EntropyLayout, name: str) -> str:
@@ -74,25 +102,35 @@ def calibrate(model: Network, batches: Iterable[Tensor]) -> dict[str, Tensor]:
     return peaks
 
 
-def _matrix(layer: nn.Module, taps: Taps) -> tuple[Tensor, Tensor]:
+def matrix_of(layer: nn.Module, taps: Taps) -> tuple[Tensor, Tensor]:
     """Return a convolution as a matrix over its taps (len(taps)·C, O), tap-major, and its bias (O,).
 
     A transposed 5×5 convolution of stride 2 becomes a 3×3 one with four outputs for PixelShuffle per channel.
     """
     weight, bias = weight_and_bias(layer)
-    inner = layer.module if isinstance(layer, Float32) else layer
-    if isinstance(inner, nn.ConvTranspose2d):
+    if is_transposed(layer):
         c, o = weight.shape[:2]
         cells = weight.new_zeros(len(taps), c, o, 2, 2)
-        for t, (dy, dx) in enumerate(taps):
-            for a in (0, 1):
-                for b in (0, 1):
-                    row, column = a + 2 - 2 * dy, b + 2 - 2 * dx
-                    if row < 5 and column < 5:
-                        cells[t, :, :, a, b] = weight[:, :, row, column]
+        for tap, a, b, row, column in transposed_taps(taps):
+            cells[tap, :, :, a, b] = weight[:, :, row, column]
         return cells.reshape(len(taps) * c, 4 * o), bias.repeat_interleave(4)
     centre = weight.shape[-1] // 2
     return torch.cat([weight[:, :, dy + centre, dx + centre].T for dy, dx in taps]), bias
+
+
+def is_transposed(layer: nn.Module) -> bool:
+    """Return whether a layer, or the one inside ``Float32``, is a transposed convolution."""
+    return isinstance(layer.module if isinstance(layer, Float32) else layer, nn.ConvTranspose2d)
+
+
+def transposed_taps(taps: Taps) -> Iterator[tuple[int, int, int, int, int]]:
+    """Yield the places of a transposed 5×5 kernel of stride 2: number of the tap, row and column in its cell, in the kernel."""
+    for tap, (dy, dx) in enumerate(taps):
+        for a in (0, 1):
+            for b in (0, 1):
+                row, column = a + 2 - 2 * dy, b + 2 - 2 * dx
+                if row < 5 and column < 5:
+                    yield tap, a, b, row, column
 
 
 def _layer(
@@ -104,7 +142,7 @@ def _layer(
     ``in_step`` (C,) and ``out_step`` (O,) are the real values of one integer step of its inputs and outputs; ``blocks`` of its
     outputs are put into reverse order.
     """
-    matrix, bias = _matrix(layer, taps)
+    matrix, bias = matrix_of(layer, taps)
     matrix, bias = (torch.cat(list(reversed(t.chunk(blocks, dim=-1))), dim=-1) for t in (matrix, bias))
     folded = matrix.double() * in_step.double().repeat(len(taps))[:, None]
     step = folded.abs().amax(0) / (2 ** (WEIGHT_BITS - 1) - 1)
@@ -129,7 +167,7 @@ def z_master(model: Network) -> MasterTable:
     return master_from_pmf(pmf / np.maximum(pmf.sum(1, keepdims=True), 1.0), -Z_MAX)
 
 
-def _predictions(layout: EntropyLayout, m: int) -> tuple[Tensor, Tensor]:
+def predictions(layout: EntropyLayout, m: int) -> tuple[Tensor, Tensor]:
     """Return the unit and the limit of each output of the last layer, in the order weights, means, scales."""
     scale = (2.0**-MEAN_BITS, PREDICTION_LIMIT) if layout.linear else (1 / LOG2_UNITS, LOG2_SCALE_LIMIT)
     k = max(layout.mixtures, 1)
@@ -181,122 +219,24 @@ def _densities(model: Factorized, log2_grid: Tensor) -> dict[str, Tensor]:
 
 def _layers(model: Network, peaks: dict[str, Tensor], log2_act_z: int) -> dict[str, IntegerLayer]:
     layout, modules = model.layout(), model.entropy_layers()
-    names = layer_names(layout)
-    units, limits = _predictions(layout, model.cfg.M)
+    units, limits = predictions(layout, model.cfg.M)
     steps = {name: (peak / layout.act_max).clamp(min=1e-6) for name, peak in peaks.items() if name != "z"}
     step = torch.full((model.cfg.N,), 2.0 ** (-log2_act_z / LOG2_UNITS))
     act_max, layers = SIGNED_MAX, {}
-    for name in names:
-        last, taps, factor = name == names[-1], POINT, 1
-        if name.startswith("hyper"):
-            taps, factor = TAPS_3X3, layout.hyper[int(name[6:]) - 1]
-        in_step, in_max = step, act_max
+    for plan in layer_plans(layout):
+        name, in_step, in_max = plan.name, step, act_max
         if name == "context":
-            taps, in_step, in_max = layout.taps, torch.full((model.cfg.M,), 2.0**-CONTEXT_BITS), SIGNED_MAX
+            in_step, in_max = torch.full((model.cfg.M,), 2.0**-CONTEXT_BITS), SIGNED_MAX
         activation = _activation(layout, name)
         low = torch.tensor([0 if activation == "relu" else -layout.act_max])
-        lo, hi = (-limits, limits) if last else (low, torch.tensor([layout.act_max]))
+        lo, hi = (-limits, limits) if plan.last else (low, torch.tensor([layout.act_max]))
         layers[name] = _layer(
-            modules[name], taps, in_step, units if last else steps[name].repeat_interleave(factor**2), lo, hi, in_max,
-            slope=LEAKY_SLOPE if activation == "leaky" else SLOPE_ONE,
-            blocks=len(units) // model.cfg.M // max(layout.mixtures, 1) if last and layout.scales_first else 1,
+            modules[name], plan.taps, in_step, units if plan.last else steps[name].repeat_interleave(plan.factor**2), lo, hi,
+            in_max, slope=LEAKY_SLOPE if activation == "leaky" else SLOPE_ONE, blocks=plan.blocks,
         )  # fmt: skip
-        if not last:
+        if not plan.last:
             step, act_max = (torch.cat([step, steps[name]]) if name == "context" else steps[name]), layout.act_max
     return layers
-
-
-@torch.no_grad()
-def dequantise(model: Network, tensors: dict[str, Tensor]) -> None:
-    """Set the gains and float entropy networks of a model from the integer tensors of a checkpoint of the same layout.
-
-    They compute what the integer layers compute, but for rounding and clamping. The scale of hidden activations, which the
-    integers do not tell, is chosen so that each output has weights of an untrained layer's size. Densities are left as they
-    are: ``fit_density`` is for that of z. Raises CheckpointError if a tensor is missing or has another shape.
-    """
-    entropy, layout, modules = load_entropy(tensors, model.layout()), model.layout(), model.entropy_layers()
-    if entropy.log2_gain.shape != model.log2_gain.shape:
-        raise CheckpointError(
-            f"checkpoint: gains are {tuple(entropy.log2_gain.shape)}, expected {tuple(model.log2_gain.shape)}: export it again"
-        )
-    try:
-        model.log2_gain.copy_(entropy.log2_gain / LOG2_UNITS)
-        model.log2_std.copy_(entropy.log2_std / LOG2_UNITS)
-        if not isinstance(entropy, IntegerEntropy):
-            return
-        model.log2_gain_z.copy_(entropy.log2_gain_z / LOG2_UNITS)
-        model.entropy_bottleneck.quantiles[:, 0, 1] = entropy.z_offset / 256
-        step = torch.full((model.cfg.N,), 2.0 ** (-entropy.log2_act_z / LOG2_UNITS))
-        units, _ = _predictions(layout, model.cfg.M)
-        names = layer_names(layout)
-        for name in names:
-            taps, factor = POINT, 1
-            if name.startswith("hyper"):
-                taps, factor = TAPS_3X3, layout.hyper[int(name[6:]) - 1]
-            in_step = step
-            if name == "context":
-                taps, in_step = layout.taps, torch.full((model.cfg.M,), 2.0**-CONTEXT_BITS)
-            layer = entropy.layers[name]
-            ratio = layer.multiplier.double() / 2.0**REQUANT_BITS  # output steps of one integer step
-            matrix = layer.weight.double() * ratio / in_step.double().repeat(len(taps))[:, None]
-            if name == names[-1]:
-                blocks = len(units) // model.cfg.M // max(layout.mixtures, 1) if layout.scales_first else 1
-                out_step = units.double()
-            else:
-                blocks = 1
-                size = matrix.reshape(len(matrix), -1, factor**2).square().mean(dim=(0, 2)).sqrt().clamp(min=1e-12)
-                out_step = 1 / (size * math.sqrt(3 * len(matrix)))
-            wide = out_step if name == names[-1] else out_step.repeat_interleave(factor**2)
-            bias = layer.bias.double() * ratio * wide
-            parts = (t.chunk(blocks, dim=-1) for t in (matrix * wide, bias))
-            _set_matrix(modules[name], taps, *(torch.cat(list(reversed(part)), dim=-1) for part in parts))
-            if name != names[-1]:
-                step = torch.cat([step, out_step.float()]) if name == "context" else out_step.float()
-    except RuntimeError as error:
-        raise CheckpointError(f"checkpoint: a tensor has another shape than {type(model).__name__} has ({error})") from error
-
-
-def fit_density(model: Network, tensors: dict[str, Tensor], steps: int = 500) -> None:
-    """Fit the density of z of a model to the integer CDF rows of a checkpoint: the reverse of ``z_master``.
-
-    Raises CheckpointError if a tensor is missing or has another shape.
-    """
-    entropy, bottleneck = load_entropy(tensors, model.layout()), model.entropy_bottleneck
-    if not isinstance(entropy, IntegerEntropy):
-        return
-    mass = torch.from_numpy(np.diff(entropy.z_table.cumulative.astype(np.float64), axis=1)).float()[:, None]
-    mass /= mass.sum(dim=2, keepdim=True)
-    symbols = torch.arange(-Z_MAX, Z_MAX + 1).float() + bottleneck.quantiles[:, :, 1:2].detach()
-    density = [p for name, p in bottleneck.named_parameters() if name != "quantiles"]
-    optimizer = torch.optim.Adam(density, lr=0.03)
-    for step in range(steps):
-        optimizer.param_groups[0]["lr"] = 0.03 * (1 - step / steps)
-        optimizer.zero_grad()
-        likelihood = bottleneck._likelihood(symbols)[0].clamp(min=1e-9)
-        (-(mass * likelihood.log2()).sum(dim=2).mean()).backward()
-        optimizer.step()
-    optimizer.zero_grad()
-
-
-def _set_matrix(layer: nn.Module, taps: Taps, matrix: Tensor, bias: Tensor) -> None:
-    """Do the reverse of ``_matrix``: set weight and bias of a convolution."""
-    weight, own_bias = weight_and_bias(layer)
-    inner = layer.module if isinstance(layer, Float32) else layer
-    if isinstance(inner, nn.ConvTranspose2d):
-        c, o = weight.shape[:2]
-        cells = matrix.reshape(len(taps), c, o, 2, 2)
-        for t, (dy, dx) in enumerate(taps):
-            for a in (0, 1):
-                for b in (0, 1):
-                    row, column = a + 2 - 2 * dy, b + 2 - 2 * dx
-                    if row < 5 and column < 5:
-                        weight[:, :, row, column] = cells[t, :, :, a, b]
-        own_bias.copy_(bias.reshape(-1, 4).mean(1))
-        return
-    centre = weight.shape[-1] // 2
-    for (dy, dx), rows in zip(taps, matrix.split(weight.shape[1]), strict=True):
-        weight[:, :, dy + centre, dx + centre] = rows.T
-    own_bias.copy_(bias)
 
 
 def _integers(part: dict[str, Tensor], name: str, limit: int = 2**62) -> Tensor:

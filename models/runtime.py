@@ -76,7 +76,7 @@ class Coded:
 
 
 class LoadedModel:
-    """One checkpoint on one device. ``timings`` holds the seconds of each stage of the last call.
+    """One checkpoint on one device. ``timings`` adds up the seconds of each stage since the last ``analyse`` or ``decompress``.
 
     ``dtype`` is that of g_s. g_a and h_a run in bf16 on CPUs that are fast at it, as they did in training (imported float32
     weights excepted): the choice of arithmetic at the encoder changes a file by a little, and
@@ -107,14 +107,15 @@ class LoadedModel:
             )
         self.config: RateConfig = network.cfg
         exact = not any(t.dtype == torch.float16 for t in checkpoint.tensors.values())
+        self._fast = network.bf16_channels_last and not exact and device.type == "cpu" and fast_bf16()
         if encode_dtype is None:
-            fast = network.bf16_channels_last and not exact and device.type == "cpu" and fast_bf16()
-            encode_dtype = torch.bfloat16 if fast else dtype
+            encode_dtype = torch.bfloat16 if self._fast else dtype
         self.g_a = MixedPrecision(network.g_a, device, encode_dtype)
         self.h_a = MixedPrecision(network.h_a, device, encode_dtype) if network.layout().hyper else None
         self._hyper_input = network.hyper_input
         self.g_s = MixedPrecision(network.g_s, device, dtype)
         self.log2_std = (self.entropy.log2_std.double() / 256).float().to(device)
+        self.refinable = network.refinable
         self._refiner: Refiner | None = None
         self.timings: dict[str, float] = {}
 
@@ -142,11 +143,10 @@ class LoadedModel:
     def refine(
         self, x: Tensor, y: Tensor, z: Tensor | None, level: int, steps: int, progress: Callable[[float], None]
     ) -> Tensor:
-        """Return y refined for x at a level in 1/256 (``models.refine``). Raises UsageError for models that cannot."""
+        """Return y refined for x at a level in 1/256 (``models.refine``), for ``refinable`` models."""
         begin = time.perf_counter()
         if self._refiner is None:
-            autocast = self.device.type == "cpu" and fast_bf16()
-            self._refiner = Refiner(self.checkpoint, load_network(self.checkpoint), self.device, autocast)
+            self._refiner = Refiner(self.checkpoint, load_network(self.checkpoint), self.device, autocast=self._fast)
         assert z is not None
         refined = self._refiner.refine(x, y, z, level, steps, progress)
         self._time("refine", begin)
@@ -199,5 +199,5 @@ class LoadedModel:
 
     def _time(self, stage: str, begin: float) -> float:
         now = time.perf_counter()
-        self.timings[stage] = now - begin
+        self.timings[stage] = self.timings.get(stage, 0.0) + now - begin
         return now

@@ -26,7 +26,8 @@ from torch import Tensor, nn
 
 from models.layers import Float32, LappedFilter
 from models.layout import EntropyLayout
-from models.network import Network, RateConfig
+from models.network import Network, RateConfig, Symbols
+from models.rounding import ste_symbols
 from models.schedule import anchor_mask
 
 
@@ -43,8 +44,8 @@ class SwiftConfig(RateConfig):
     hyper: int = 192
     features: int = 256
     hidden: int = 384
-    levels: int = 8
-    lmbda_min: float = 0.0008
+    levels: int = 9
+    lmbda_min: float = 0.000343
     lmbda_max: float = 0.3
 
 
@@ -156,16 +157,18 @@ class Swift(Network):
         self.context = CheckerboardMaskedConv2d(cfg.M, cfg.features, kernel_size=5, padding=2)
         self.parameters_net = Parameters(cfg)
 
-    def predict(self, v: Tensor, features: Tensor, scale: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def predict(
+        self, v: Tensor, features: Tensor, scale: Tensor, symbols: Symbols = ste_symbols
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """See ``Network.predict``: the anchors without context, then the rest with the anchors as context."""
         anchors = anchor_mask(v.shape[-2], v.shape[-1], v.device)
         context = torch.zeros_like(features)
         means, scales = self.means_scales(features, context, scale)
-        y_hat = self.symbols(v - means, scales) + means
+        y_hat = symbols(v - means, scales) + means
         context = torch.relu(self.context(y_hat * anchors / scale)) * ~anchors
         means_2, scales_2 = self.means_scales(features, context, scale)
         means, scales = torch.where(anchors, means, means_2), torch.where(anchors, scales, scales_2)
-        y_hat = torch.where(anchors, y_hat, self.symbols(v - means, scales) + means)
+        y_hat = torch.where(anchors, y_hat, symbols(v - means, scales) + means)
         return y_hat, {"scales": scales, "means": means}
 
     def means_scales(self, features: Tensor, context: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:

@@ -52,7 +52,7 @@ def export_state(
         "minutes": round(state["minutes"], 1),
         "data": f"{state['pictures']} photographs, crops of {recipe.crop}",
         **({"start": state["start"]} if state.get("start") else {}),
-        "tune": recipe.tune,
+        "tune": model.cfg.tune,
         "recipe": state["recipe"],
     }
     return release(

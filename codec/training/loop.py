@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import logging
 import math
 import os
 import time
@@ -25,16 +24,12 @@ from torch.optim.lr_scheduler import MultiStepLR, ReduceLROnPlateau
 
 from bitstream.errors import UsageError
 from codec.training.data import CropStore, find_images, validation_batches
-from codec.training.recipe import Recipe
+from codec.training.recipe import MS_SSIM_CROP, Recipe
+from codec.training.start import starting_weights
 from codec.training.state import read_state, write_state
-from models.checkpoint import load_checkpoint
 from models.klt import klt_start
 from models.network import rate_distortion
-from models.quantise import dequantise, fit_density
 from models.registry import build
-from models.runtime import load_network
-
-log = logging.getLogger(__name__)
 
 VALIDATION_SHARE = 64  # one picture in so many is held out when no validation folder is given
 MILESTONES = (40, 90, 140)  # epochs after which "multistep" multiplies the rates by MULTISTEP_FACTOR
@@ -55,34 +50,6 @@ def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
             groups["entropy"].append(parameter)
     rates = {"trunk": recipe.lr_trunk, "blocks": recipe.lr_blocks, "entropy": recipe.lr_entropy, "gains": recipe.lr_gains}
     return [{"params": groups[name], "lr": rates[name], "base_lr": rates[name]} for name in groups if groups[name]]
-
-
-def transferable(model: nn.Module, source: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors of another model's state that are weights of this one, by name and shape, layer by layer.
-
-    A layer is taken whole or not at all. The gains (of equally many levels) and standard deviations of y are taken if all
-    of g_a is.
-    """
-    own = dict(model.named_parameters())  # no buffers: the mask of a context is not that of another model
-    unfit = {name for name, value in own.items() if name not in source or source[name].shape != value.shape}
-    layers = {name.rpartition(".")[0] for name in unfit if "." in name}
-    taken = {name: source[name] for name in own if name not in unfit and name.rpartition(".")[0] not in layers}
-    if any(name.startswith("g_a.") and name not in taken for name in own):
-        return {name: value for name, value in taken.items() if not name.startswith("log2_gain")}
-    return taken | {"log2_std": source["log2_std"]}
-
-
-def released_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return the float tensors that a release checkpoint stands for, and what it is. Raises CheckpointError.
-
-    Transforms and gains are those of the checkpoint; the entropy networks compute what its integer layers do.
-    """
-    checkpoint = load_checkpoint(path)
-    network = load_network(checkpoint)
-    dequantise(network, checkpoint.tensors)
-    fit_density(network, checkpoint.tensors)
-    state = {name: value.detach() for name, value in network.state_dict().items()}
-    return state, {"model": checkpoint.model, "checkpoint": checkpoint.sha256[:8]}
 
 
 def _launch(device: str, devices: int) -> Fabric:
@@ -174,15 +141,18 @@ class Trainer:
         self.recipe = recipe
         self.model = build(recipe.model, recipe.config)  # first: what is bad is said before the pictures are read
         self.start: dict[str, Any] | None = None
-        taken = {} if start is None else self._read_start(start)
-        self.fabric = _launch(device, devices)
+        taken: dict[str, Tensor] = {}
+        if start is not None:
+            taken, self.start = starting_weights(start, self.model)
         paths = find_images(dataset, recipe.crop)
-        held_out = find_images(valid, 64) if valid else paths[::VALIDATION_SHARE]
+        least = MS_SSIM_CROP if self.model.cfg.tune == "ms-ssim" else 64
+        held_out = find_images(valid, least) if valid else paths[::VALIDATION_SHARE]
         held = set(held_out)
         self.train_paths = [p for p in paths if p not in held]
         self.valid_paths = held_out[:16]
         if not self.train_paths:
             raise UsageError(f"{dataset}: {len(paths)} pictures, all held out for validation: add more or give --valid")
+        self.fabric = _launch(device, devices)  # what is bad was said before, by one process
         self.rng = np.random.default_rng(recipe.seed)
         self.valid_batches = validation_batches(self.valid_paths, recipe.test_batch_size)
         self.store = CropStore(self.train_paths, self.fabric.device)
@@ -200,19 +170,6 @@ class Trainer:
         self.schedule = Schedule(recipe.schedule)
         self.step, self.minutes = 0, 0.0
         torch.manual_seed(recipe.seed + self.fabric.global_rank)  # of the noise: each process has its own
-
-    def _read_start(self, path: Path) -> dict[str, Tensor]:
-        if path.suffix == ".safetensors":
-            source, origin = released_weights(path)
-        else:
-            state = read_state(path, torch.device("cpu"))
-            source, origin = state["ema"], {"model": state["recipe"]["model"], "step": state["step"]}
-        taken = transferable(self.model, source)
-        if not taken:
-            raise UsageError(f"{path}: no layer of it fits {self.recipe.model}: start from a model of the same widths")
-        self.start = origin | {"tensors": len(taken)}
-        log.info("%s: %d tensors taken from %s", path, len(taken), origin["model"])
-        return taken
 
     # -- state ---------------------------------------------------------------------------------------------------
 
@@ -278,7 +235,7 @@ class Trainer:
         draw = self.rng.uniform(-0.25, top + 0.25, size=self.batch_size).clip(0, top)[self.part]
         level = torch.tensor(draw, dtype=torch.float32, device=x.device)
         out = self.net(x, level)
-        bpp, distortion = rate_distortion(out, x, recipe.tune)
+        bpp, distortion = rate_distortion(out, x, self.model.cfg.tune)
         loss = self._loss(bpp, distortion, level).mean()
         for group in self.optimizer.param_groups:
             group["lr"] = group["base_lr"] * self.learning_rate_factor()
@@ -331,7 +288,7 @@ class Trainer:
                 with self.fabric.autocast():  # not through ``self.net``, which would wait for the other processes
                     out = self.model(x, levels)
                 out["x_hat"] = out["x_hat"].clamp(0, 1)
-                bpp, distortion = rate_distortion(out, x, self.recipe.tune)
+                bpp, distortion = rate_distortion(out, x, self.model.cfg.tune)
                 points.append(torch.stack([bpp, _psnr_db(out["x_hat"], x), self._loss(bpp, distortion, levels)]))
             bpp_mean, psnr_mean, loss = torch.cat(points, dim=1).double().mean(dim=1).tolist()
             rows.append({"level": level, "bpp": round(bpp_mean, 4), "psnr_db": round(psnr_mean, 3), "loss": round(loss, 6)})

@@ -21,7 +21,6 @@ RECIPES = Path(__file__).parent / "recipes"
 DEFAULT_RECIPE = "swift"
 LEARNING_RATES = ("lr_trunk", "lr_blocks", "lr_entropy", "lr_gains")
 MS_SSIM_CROP = 192  # the least multiple of 64 that its five scales and windows of 11 fit into
-TUNES = ("psnr", "ms-ssim")
 SCHEDULES = ("cosine", "multistep", "plateau")
 CODE_RATES: dict[str, dict[str, tuple[int, int]]] = {  # channels N, M as the report states them
     "factorized": {"low": (128, 192), "high": (192, 320)},
@@ -37,13 +36,11 @@ class Recipe:
     """All that decides a run. Rates are Adam learning rates; crop is a side in pixels, a multiple of 64; batch_size is that of
     each process.
 
-    The schedule ends after ``epochs``, or after ``minutes`` where epochs is 0, and never later than after ``steps``. ``tune``
-    is the measure whose distortion is made small.
+    The schedule ends after ``epochs``, or after ``minutes`` where epochs is 0, and never later than after ``steps``.
     """
 
     model: str = "swift"
     config: dict[str, Any] = field(default_factory=dict)
-    tune: str = "psnr"
     crop: int = 192
     batch_size: int = 8
     test_batch_size: int = 1
@@ -80,9 +77,7 @@ class Recipe:
         for name in LEARNING_RATES:
             if not 0 <= getattr(self, name) < math.inf:
                 raise UsageError(f"recipe: {name} is {getattr(self, name)}, expected 0 or more, for example 1e-4")
-        if self.tune not in TUNES:
-            raise UsageError(f"recipe: tune is {self.tune!r}, expected one of {', '.join(TUNES)}")
-        if self.tune == "ms-ssim" and self.crop < MS_SSIM_CROP:
+        if self.config.get("tune") == "ms-ssim" and self.crop < MS_SSIM_CROP:
             raise UsageError(f"recipe: crop is {self.crop}, MS-SSIM needs {MS_SSIM_CROP} or more for its five scales")
         if self.schedule not in SCHEDULES:
             raise UsageError(f"recipe: schedule is {self.schedule!r}, expected one of {', '.join(SCHEDULES)}")
@@ -118,12 +113,13 @@ class Recipe:
         return cls.load(model)
 
     def with_options(
-        self, *, lmbda: float | None = None, lr: float | None = None, code_rate: str | None = None,
+        self, *, lmbda: float | None = None, lr: float | None = None, code_rate: str | None = None, tune: str | None = None,
         config: Sequence[str] = (), **fields: Any,
     ) -> Recipe:  # fmt: skip
         """Return the recipe changed by the options that are not None: ``fields`` by their names, the others as below.
 
-        lmbda: one level at this λ. lr: every learning rate. code_rate: N and M from ``CODE_RATES``. config: "KEY=VALUE" each.
+        lmbda: one level at this λ. lr: every learning rate. code_rate: N and M from ``CODE_RATES``. tune: "psnr"
+        or "ms-ssim". config: "KEY=VALUE" each.
         Raises UsageError for values that cannot be, or that contradict each other.
         """
         values = {key: value for key, value in fields.items() if value is not None}
@@ -136,6 +132,8 @@ class Recipe:
             if self.model not in CODE_RATES:
                 raise UsageError(f"{self.model} has no --code-rate: set its channels by --config, for example --config M=320")
             changes["N"], changes["M"] = CODE_RATES[self.model][code_rate]
+        if tune is not None:
+            changes["tune"] = tune
         if lmbda is not None:
             if not 0 < lmbda < math.inf:
                 raise UsageError(f"--lmbda is {lmbda}, expected more than 0, for example 0.0067")

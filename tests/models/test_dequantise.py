@@ -14,7 +14,8 @@ from bitstream.errors import CheckpointError
 from models import quantise as quantise_module
 from models.layers import weight_and_bias
 from models.layout import TAPS_3X3, TAPS_CAUSAL, TAPS_CHECKERBOARD
-from models.quantise import calibrate, dequantise, fit_density, load_entropy, quantise
+from models.dequantise import dequantise, fit_density
+from models.quantise import calibrate, load_entropy, quantise
 from models.swift import Swift
 
 ENGINE = ReferenceEngine()
@@ -128,13 +129,13 @@ def test_a_layer_survives_both_directions():
         (TAPS_CHECKERBOARD, torch.nn.Conv2d(3, 4, 5)),
         (TAPS_3X3, torch.nn.ConvTranspose2d(3, 4, 5, stride=2)),
     ):
-        matrix, bias = quantise_module._matrix(conv, taps)
+        matrix, bias = quantise_module.matrix_of(conv, taps)
         other = copy.deepcopy(conv)
         with torch.no_grad():
             for parameter in other.parameters():
                 parameter.zero_()
-            quantise_module._set_matrix(other, taps, matrix, bias)
-        again = quantise_module._matrix(other, taps)
+            dequantise_module._set_matrix(other, taps, matrix, bias)
+        again = quantise_module.matrix_of(other, taps)
         assert torch.equal(again[0], matrix)
         assert torch.allclose(again[1], bias)
         assert other.weight.count_nonzero() == (conv.weight.numel() if len(taps) == 9 else 4 * 3 * len(taps))

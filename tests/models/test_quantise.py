@@ -232,7 +232,7 @@ def test_a_transposed_convolution_equals_torchs_on_integers(c, o, h, w):
     with torch.no_grad():
         conv.weight.copy_(torch.randint(-127, 128, conv.weight.shape, generator=generator))
         conv.bias.copy_(torch.randint(-1000, 1000, conv.bias.shape, generator=generator))
-    matrix, bias = quantise_module._matrix(conv, TAPS_3X3)
+    matrix, bias = quantise_module.matrix_of(conv, TAPS_3X3)
     big = torch.full((4 * o,), 2**40)
     layer = IntegerLayer(matrix.to(torch.int8), bias.long(), torch.full((4 * o,), 2**32), -big, big, ACT_MAX)
     x = torch.randint(0, 256, (h, w, c), generator=generator)
@@ -255,7 +255,7 @@ def test_a_convolution_equals_torchs_on_integers(taps):
     x = torch.randint(-127, 128, (5, 6, 3), generator=generator)
     with torch.inference_mode():
         expected = conv(x.permute(2, 0, 1)[None].double())[0].permute(1, 2, 0).reshape(30, 4).long()  # masks the weight too
-    matrix, bias = quantise_module._matrix(conv, taps)
+    matrix, bias = quantise_module.matrix_of(conv, taps)
     gathered = Plane.of(x.to(torch.int16), side // 2).gather(taps, torch.arange(30))
     assert torch.equal(gathered.long() @ matrix.long() + bias.long(), expected)
 

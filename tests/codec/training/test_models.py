@@ -13,8 +13,9 @@ pytest.importorskip("lightning", reason="training needs the train extra")
 
 from bitstream.engines import default_engine  # noqa: E402
 from bitstream.errors import UsageError  # noqa: E402
-from codec.training.loop import Trainer, parameter_groups, transferable  # noqa: E402
+from codec.training.loop import Trainer, parameter_groups  # noqa: E402
 from codec.training.recipe import Recipe  # noqa: E402
+from codec.training.start import transferable  # noqa: E402
 from models.checkpoint import load_checkpoint  # noqa: E402
 from models.quantise import z_master  # noqa: E402
 from models.registry import MODELS, build  # noqa: E402

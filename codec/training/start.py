@@ -1,0 +1,80 @@
+"""What a training begins with: the weights of another one, from its state or from a release checkpoint, where they fit."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bitstream.errors import UsageError
+from codec.training.state import read_state
+from models.checkpoint import load_checkpoint
+from models.dequantise import dequantise, fit_density
+from models.network import Network, RateConfig
+from models.registry import build
+from models.runtime import load_network
+
+log = logging.getLogger(__name__)
+
+GAINS = ("log2_gain", "log2_gain_z")
+
+
+def starting_weights(path: Path, model: Network) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the tensors of a state or checkpoint that fit a model, and what it is.
+
+    Raises UsageError or CheckpointError if it is neither, or nothing fits.
+    """
+    if path.suffix == ".safetensors":
+        source, cfg, origin = released_weights(path)
+    else:
+        state = read_state(path, torch.device("cpu"))
+        recipe = state["recipe"]
+        cfg = build(recipe["model"], recipe["config"]).cfg
+        source, origin = state["ema"], {"model": recipe["model"], "step": state["step"]}
+    taken = transferable(model, source | regraded(source, cfg, model.cfg))
+    if not taken:
+        raise UsageError(f"{path}: no layer of it fits {type(model).__name__.lower()}: start from a model of the same widths")
+    log.info("%s: %d tensors taken from %s", path, len(taken), origin["model"])
+    return taken, origin | {"tensors": len(taken)}
+
+
+def released_weights(path: Path) -> tuple[dict[str, Tensor], RateConfig, dict[str, Any]]:
+    """Return the float tensors that a release checkpoint stands for, its config, and what it is. Raises CheckpointError.
+
+    Transforms and gains are those of the checkpoint; the entropy networks compute what its integer layers do.
+    """
+    checkpoint = load_checkpoint(path)
+    network = load_network(checkpoint)
+    dequantise(network, checkpoint.tensors)
+    fit_density(network, checkpoint.tensors)
+    state = {name: value.detach() for name, value in network.state_dict().items()}
+    return state, network.cfg, {"model": checkpoint.model, "checkpoint": checkpoint.sha256[:8]}
+
+
+def regraded(source: dict[str, Tensor], old: RateConfig, new: RateConfig) -> dict[str, Tensor]:
+    """Return the gains (levels, C) of a model at the λ of other levels: linear in log λ, also beyond the outermost levels."""
+    if (old.levels, old.lmbda_min, old.lmbda_max) == (new.levels, new.lmbda_min, new.lmbda_max) or old.levels < 2:
+        return {}
+    at_old, at_new = (cfg.lmbda(torch.arange(cfg.levels, dtype=torch.float64)).log() for cfg in (old, new))
+    place = (at_new - at_old[0]) / (at_old[1] - at_old[0])
+    low = place.floor().clamp(0, old.levels - 2).long()
+    part = (place - low).float()[:, None]
+    return {name: source[name][low] * (1 - part) + source[name][low + 1] * part for name in GAINS if name in source}
+
+
+def transferable(model: Network, source: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors of another model's state that are weights of this one, by name and shape, layer by layer.
+
+    A layer is taken whole or not at all. The gains (of equally many levels) and standard deviations of y are taken if all
+    of g_a is.
+    """
+    own = dict(model.named_parameters())  # no buffers: the mask of a context is not that of another model
+    unfit = {name for name, value in own.items() if name not in source or source[name].shape != value.shape}
+    layers = {name.rpartition(".")[0] for name in unfit if "." in name}
+    taken = {name: source[name] for name in own if name not in unfit and name.rpartition(".")[0] not in layers}
+    if any(name.startswith("g_a.") and name not in taken for name in own):
+        return {name: value for name, value in taken.items() if name not in GAINS}
+    return taken | {"log2_std": source["log2_std"]}
