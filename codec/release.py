@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import math
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -94,7 +93,8 @@ def measure(network: Network, loaded: LoadedModel, pictures: list[Tensor]) -> tu
     rows = []
     float_bits = real_bits = 0.0
     for level in range(network.cfg.levels):
-        points = []
+        points: list[tuple[float, float]] = []
+        similarities: list[float] = []
         for x in pictures:
             h, w = x.shape[-2:]
             payloads, crc = loaded.compress(x, level * 256, engine)
@@ -106,12 +106,13 @@ def measure(network: Network, loaded: LoadedModel, pictures: list[Tensor]) -> tu
             real_bits += 8 * n_bytes
             original = (x[0] * 255).round().to(torch.uint8)
             pair = [picture.permute(1, 2, 0).numpy() for picture in (original, decoded)]
-            similarity = ms_ssim_db(*pair) if min(h, w) > MS_SSIM_SIDE else math.nan
-            points.append((bpp(n_bytes, w, h), psnr_db(*pair), similarity))
-        means = [round(float(mean), digits) for mean, digits in zip(np.mean(points, axis=0), (4, 3, 3), strict=True)]
+            points.append((bpp(n_bytes, w, h), psnr_db(*pair)))
+            if min(h, w) > MS_SSIM_SIDE:
+                similarities.append(ms_ssim_db(*pair))
+        bpp_mean, psnr_mean = np.mean(points, axis=0)
         lmbda = float(network.cfg.lmbda(torch.tensor(float(level))))
-        row = {"lmbda": round(lmbda, 6), **dict(zip(("bpp", "psnr_db", "ms_ssim_db"), means, strict=True))}
-        rows.append({key: value for key, value in row.items() if not math.isnan(value)})  # pictures too small for MS-SSIM
+        row = {"lmbda": round(lmbda, 6), "bpp": round(float(bpp_mean), 4), "psnr_db": round(float(psnr_mean), 3)}
+        rows.append(row | ({"ms_ssim_db": round(float(np.mean(similarities)), 3)} if similarities else {}))
     return rows, 100 * (real_bits / float_bits - 1)
 
 

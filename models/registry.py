@@ -38,7 +38,7 @@ def build(name: str, config: dict[str, Any] | None = None) -> Network:
         if key not in defaults:
             raise UsageError(f"model {name}: unknown config key {key!r}; known keys: {', '.join(sorted(defaults))}")
         kinds: tuple[type, ...] = (int, float) if isinstance(defaults[key], float) else (type(defaults[key]),)
-        if kinds == (bool,) and type(value) is bool:
+        if kinds in ((bool,), (str,)) and type(value) in kinds:
             continue
         if type(value) not in kinds or value < 0 or (value == 0 and not key.startswith("blocks")):
             raise UsageError(f"model {name}: {key} is {value!r}, expected a value like {defaults[key]!r}, above 0 if a number")

@@ -57,6 +57,7 @@ def main(folder: Path, out: Path, model: str, efforts: str, pictures: int, threa
     paths = sorted(folder.glob("*.png"))
     paths = [paths[i] for i in np.linspace(0, len(paths) - 1, pictures).round().astype(int)]
     chosen = [images.load(path) for path in paths]
+    coder.encode_picture(chosen[0], Target(quality=0), effort=1)  # builds the float twin
     plain = [curve(coder, picture, 0) for picture in chosen]
     rows = []
     for effort in [int(e) for e in efforts.split(",")]:

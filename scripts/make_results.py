@@ -44,8 +44,7 @@ def rate_distortion(kodak: dict[str, Any]) -> str:
     out = (
         f"Means over the {kodak['pictures']} Kodak pictures, real files, on decoded RGB; MS-SSIM as −10·log10(1 − MS-SSIM) "
         f"(torch {versions['torch']}, Pillow {versions['pillow']}). `swift` is trained for PSNR, `swift-ms-ssim` for MS-SSIM:"
-        "\n\n"
-        + table(head, rows)
+        "\n\n" + table(head, rows)
     )
     peers = list(next(iter(kodak["bd_rate_percent"].values()))["psnr_db"])
     against = [
@@ -96,13 +95,19 @@ def effort(result: dict[str, Any]) -> str:
 
 def targets(result: dict[str, Any]) -> str:
     """Return the section on targets."""
-    parts = [
-        f"`--{kind}` {' / '.join(f'{v:g}' for v in t['values'])}: {t['hit']} of {t['files']} files"
-        for kind, t in result["targets"].items()
-    ]
+    parts = []
+    for kind, t in result["targets"].items():
+        values = " / ".join(f"{value:g}" for value in t["values"])
+        apart = [f"{t[state]} {state}" for state in ("end of range", "unreachable") if t[state]]
+        parts.append(f"`--{kind}` {values}: {t['hit']} of {t['found']}" + (f" ({', '.join(apart)})" if apart else ""))
+    curve = result["curve"]
     return (
-        f"Targets on the {result['pictures']} Kodak pictures hit within 1 % below, PSNR within 0.1 dB above: "
-        f"{'; '.join(parts)}. Median {result['median_seconds']:.2f} s.\n"
+        f"Targets on the {result['pictures']} Kodak pictures hit, within 1 % below, PSNR within 0.1 dB above: "
+        f"{'; '.join(parts)}; in {result['median_seconds']:.2f} s (median). "
+        f"Over quality 0 … 100 the means go from {curve[0]['bpp']:.3f} to "
+        f"{curve[-1]['bpp']:.2f} bpp, bytes and PSNR rise with every {result['quality'][1]} steps of quality on "
+        f"{result['pictures_monotone']} of the pictures, by {min(result['db_per_octave']):.2f} to "
+        f"{max(result['db_per_octave']):.2f} dB for each doubling of the rate.\n"
     )
 
 
