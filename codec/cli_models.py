@@ -13,7 +13,7 @@ import click
 
 from codec.cli_options import DEVICES, FILE, FOLDER, set_threads
 
-TABLE_WIDTH = 144  # narrower, names would be cut
+TABLE_WIDTH = 156  # narrower, names would be cut
 
 
 @click.option("--install", type=FILE, help="Add a checkpoint file (.safetensors) to the installed ones.")

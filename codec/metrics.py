@@ -8,8 +8,6 @@ import numpy as np
 
 from codec.images import Pixels
 
-MS_SSIM_SIDE = 160  # pixels; its five scales need more than that
-
 
 def bpp(n_bytes: int, width: int, height: int) -> float:
     """Return bits per pixel; everything in the file counts."""
@@ -17,7 +15,7 @@ def bpp(n_bytes: int, width: int, height: int) -> float:
 
 
 def ms_ssim_db(a: Pixels, b: Pixels) -> float:
-    """Return −10·log10(1 − MS-SSIM) of two uint8 pictures (H, W, 3), sides above ``MS_SSIM_SIDE``, over RGB; inf if equal.
+    """Return −10·log10(1 − MS-SSIM) of two uint8 pictures (H, W, 3), sides above 160, over RGB; inf if equal.
 
     Wang 2003, by ``pytorch_msssim``; in dB as the field's plots show it.
     """

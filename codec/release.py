@@ -20,12 +20,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bitstream.engines import default_engine
 from bitstream.errors import UsageError
-from codec.metrics import MS_SSIM_SIDE, bpp, ms_ssim_db, psnr_db
+from codec.metrics import bpp, ms_ssim_db, psnr_db
 from models.checkpoint import load_checkpoint, save_checkpoint
 from models.integer import EXACT
 from models.layers import weight_and_bias
 from models.manifest import check_name, read_manifest
-from models.network import Network, rate_distortion
+from models.network import MS_SSIM_SIDE, Network, rate_distortion
 from models.quantise import calibrate, quantise
 from models.runtime import LoadedModel, tables_crc, transforms
 

@@ -30,6 +30,7 @@ from models.rounding import ste_round, ste_symbols
 
 Symbols = Callable[[Tensor, Tensor], Tensor]  # (residual, scales) → symbols
 TUNES = ("psnr", "ms-ssim")
+MS_SSIM_SIDE = 160  # pixels; the five scales of MS-SSIM need more than that
 MS_SSIM_WEIGHT = 1250.0  # CompressAI's λ for MS-SSIM are those for MSE times 1225 … 1333
 
 

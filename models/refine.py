@@ -18,7 +18,7 @@ from torch import Tensor
 
 from models.checkpoint import Checkpoint
 from models.dequantise import dequantise
-from models.network import Network, Symbols, distortion
+from models.network import MS_SSIM_SIDE, Network, Symbols, distortion
 from models.rounding import ste_symbols
 
 STEPS = (0, 15, 25, 40, 60, 90, 130, 180, 250, 350, 500)  # of effort 0 … 10
@@ -84,6 +84,7 @@ class Refiner:
         net, (h, w) = self.network, x.shape[-2:]
         position = torch.tensor([level / 256], device=self.device)
         weight = float(net.cfg.lmbda(position)) * 255**2 * h * w
+        tune = net.cfg.tune if min(h, w) > MS_SSIM_SIDE else "psnr"  # about as large at the same λ
         gain, gain_z = net.gains(position)
         with torch.no_grad(), self._precision():
             features = net.h_s(net.z_hat(z * gain_z) / gain_z)
@@ -94,7 +95,7 @@ class Refiner:
                 x_hat = net.g_s(y_hat / gain).float()[..., :h, :w]
             with torch.autocast(self.device.type, enabled=False):
                 likelihoods = net.gaussian_conditional._likelihood(y_hat, **arguments).clamp(min=LIKELIHOOD_MIN)
-                return weight * distortion(x_hat, x, net.cfg.tune).sum() - likelihoods.log2().sum()
+                return weight * distortion(x_hat, x, tune).sum() - likelihoods.log2().sum()
 
         return cost
 

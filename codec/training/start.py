@@ -32,7 +32,10 @@ def starting_weights(path: Path, model: Network) -> tuple[dict[str, Tensor], dic
     else:
         state = read_state(path, torch.device("cpu"))
         recipe = state["recipe"]
-        cfg = build(recipe["model"], recipe["config"]).cfg
+        try:
+            cfg = build(recipe["model"], recipe["config"]).cfg
+        except (KeyError, TypeError) as error:
+            raise UsageError(f"{path}: its recipe is of another version ({error!r}): start from a checkpoint") from error
         source, origin = state["ema"], {"model": recipe["model"], "step": state["step"]}
     taken = transferable(model, source | regraded(source, cfg, model.cfg))
     if not taken:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 
@@ -46,8 +47,23 @@ def test_what_contradicts_itself_or_cannot_be_is_refused(options, message):
 @pytest.mark.parametrize("name", ["bpp", "size", "psnr", "max_size"])
 @pytest.mark.parametrize("value", [0, -1, math.inf, math.nan])
 def test_numbers_that_are_not_above_0_are_refused(name, value):
-    with pytest.raises(UsageError, match=f"{name} is {value}, expected a number above 0"):
+    with pytest.raises(UsageError, match=re.escape(f"{name} is {value}, expected a number above 0 and below 1e+15")):
         Target(**{name: value})
+
+
+@pytest.mark.parametrize("name", ["quality", "bpp", "size", "psnr", "max_size"])
+@pytest.mark.parametrize("value", [True, np.True_, "30", [30], 30 + 0j, np.array([30, 31])])
+def test_what_is_no_number_is_refused(name, value):
+    with pytest.raises(UsageError, match=re.escape(f"{name} is {value!r}, expected ")):
+        Target(**{name: value})
+
+
+@pytest.mark.parametrize("name", ["quality", "bpp", "size", "psnr", "max_size"])
+@pytest.mark.parametrize("kind", [np.int64, np.uint8, np.float32, np.float64])
+def test_numbers_of_numpy_are_numbers(name, kind):
+    own = Target(**{name: kind(30)})
+    assert own == Target(**{name: 30})
+    assert own.limit(1000) == Target(**{name: 30}).limit(1000)
 
 
 @pytest.mark.parametrize(
@@ -113,7 +129,7 @@ class Curve:
 
     def attempt(self, level):
         self.asked.append(level)
-        return Attempt(bytes(self.sizes[level]), lambda: self.psnr[level])
+        return Attempt(bytes(self.sizes[level]), self.psnr[level])
 
     def run(self, first=None, **options):
         level, attempt = LevelSearch(self.attempt, self.top).run(Target(**options), 1000, first)
@@ -168,6 +184,18 @@ def test_the_right_first_level_is_the_only_attempt(curve):
     assert curve.asked == [300]
 
 
+def test_a_first_level_is_where_max_size_begins():
+    curve = Curve(CURVES["swift's"])
+    assert curve.run(300, quality=80, max_size=curve.sizes[300]) == 300
+    assert curve.asked == [300]
+
+
+def test_a_first_level_above_the_quality_is_left_out():
+    curve = Curve(CURVES["swift's"])
+    assert curve.run(700, quality=50, max_size=curve.sizes[600]) == TOP // 2
+    assert curve.asked == [TOP // 2]
+
+
 @pytest.mark.parametrize("aim", [{}, {"quality": 80}, {"psnr": 27.0}])
 def test_max_size_does_nothing_where_the_file_is_small_enough(aim):
     curve = Curve(CURVES["swift's"])
@@ -215,7 +243,7 @@ def test_enormous_numbers_are_asked_for_in_vain_or_reached_at_once():
     assert curve.run(bpp=1e14) == TOP
     with pytest.raises(TargetError):
         curve.run(psnr=1e14)
-    with pytest.raises(UsageError, match="bpp is 1e\\+308, expected a number above 0"):
+    with pytest.raises(UsageError, match=r"bpp is 1e\+308, expected a number above 0 and below 1e\+15"):
         curve.run(bpp=1e308)
 
 
@@ -282,6 +310,26 @@ def test_a_file_is_the_smallest_that_reaches_the_psnr(tiny_codec, pixels, analys
     assert reached >= wanted
     lower = [at(tiny_codec, source, info(data).level - step) for step in (4, 16)]
     assert reached <= wanted + PSNR_TOLERANCE or all(decoded_psnr(other) < wanted for other in lower)
+
+
+def test_numbers_of_numpy_ask_for_the_same_files(tiny_codec, pixels):
+    for options in ({"quality": 30}, {"size": 900}, {"psnr": 28}, {"max_size": 700}):
+        scalars = {name: np.int64(value) for name, value in options.items()}
+        assert tiny_codec.encode(pixels, **scalars) == tiny_codec.encode(pixels, **options)
+    assert tiny_codec.encode(pixels, bpp=np.float32(1.5)) == tiny_codec.encode(pixels, bpp=1.5)
+
+
+def test_timings_add_up_over_a_search(tiny_codec, pixels, monkeypatch):
+    """One tick per look at the clock: each stage takes one, each time it runs."""
+    ticks, runs = itertools.count(), []
+    plain = tiny_codec.model.code
+    monkeypatch.setattr(tiny_codec.model, "code", lambda *args: runs.append(args[2]) or plain(*args))
+    monkeypatch.setattr("time.perf_counter", lambda: next(ticks))
+    tiny_codec.encode(pixels, psnr=28)
+    assert len(runs) > 1
+    assert tiny_codec.timings == {"read": 1, "g_a": 1, "h_a": 1, "entropy": len(runs), "g_s": len(runs)}
+    tiny_codec.encode(pixels, quality=50)
+    assert tiny_codec.timings == {"read": 1, "g_a": 1, "h_a": 1, "entropy": 1}
 
 
 def test_max_size_leaves_a_smaller_file_alone(tiny_codec, pixels):
@@ -386,7 +434,7 @@ def test_an_unreachable_target_exits_with_1_and_leaves_nothing(run, tmp_path, op
         (("--bpp", "1", "--psnr", "30"), "bpp and psnr are given"),
         (("--size", "1KB", "--max-size", "2KB"), "max_size and size are both"),
         (("--size", "40 apples"), "size is '40 apples', expected bytes"),
-        (("--max-size", "0"), "max_size is 0, expected a number above 0"),
+        (("--max-size", "0"), "max_size is 0, expected a number above 0 and below 1e+15"),
         (("--bpp", "-1"), "bpp is -1"),
         (("--psnr", "nan"), "psnr is nan"),
     ],

@@ -11,10 +11,11 @@ import torch
 from bitstream.coder import StreamWriter
 from bitstream.engines.reference import ReferenceEngine
 from bitstream.errors import CheckpointError
+from models import dequantise as dequantise_module
 from models import quantise as quantise_module
+from models.dequantise import dequantise, fit_density
 from models.layers import weight_and_bias
 from models.layout import TAPS_3X3, TAPS_CAUSAL, TAPS_CHECKERBOARD
-from models.dequantise import dequantise, fit_density
 from models.quantise import calibrate, load_entropy, quantise
 from models.swift import Swift
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -9,12 +12,13 @@ from click.testing import CliRunner
 from PIL import Image
 
 from bitstream.engines import default_engine
-from bitstream.errors import UsageError
+from bitstream.errors import CodecError, UsageError
 from codec import Codec, info
 from codec.cli import main
+from models.checkpoint import load_checkpoint
+from models.network import distortion
 from models.refine import COLD, HOT, STEPS, Refiner, gumbel_symbols
 from models.registry import MODELS
-from models.rounding import ste_symbols
 from models.runtime import LoadedModel, load_network
 
 REFINABLE = ("swift", "hyperprior", "checkerboard")
@@ -84,11 +88,11 @@ def refinable(request, golden):
 
 
 def cost(model, x, y, z, level):
-    """Return bits + λ·255²/3·Σ error² of what a decoder makes of the latents."""
+    """Return bits + λ·255²·pixels·distortion of what a decoder makes of the latents, by the measure of the model."""
     coded = model.code(y, z, level, default_engine())
     x_hat = model.synthesise(coded.y_hat, level, *x.shape[-2:])
-    weight = float(model.config.lmbda(torch.tensor(level / 256))) * 255**2 / 3
-    return 8 * sum(map(len, coded.payloads)) + weight * float((x_hat - x).double().square().sum())
+    weight = float(model.config.lmbda(torch.tensor(level / 256))) * 255**2 * x.shape[-2] * x.shape[-1]
+    return 8 * sum(map(len, coded.payloads)) + weight * float(distortion(x_hat, x, model.config.tune))
 
 
 @pytest.mark.parametrize("size", [(64, 64), (70, 90), (1, 37)])
@@ -127,15 +131,13 @@ def test_progress_tells_the_share_done(refinable, tensor):
     assert shares == [0.25, 0.5, 0.75, 1.0]
 
 
-def test_no_weight_changes_and_the_rounding_is_restored(refinable, tensor):
+def test_no_weight_changes_and_a_stop_leaves_no_trace(refinable, tensor):
     x = tensor(64, 64)
     y, z = refinable.analyse(x)
-    refiner = Refiner(refinable.checkpoint, load_network(refinable.checkpoint), CPU, False)
+    refiner = Refiner(refinable.checkpoint, load_network(refinable.checkpoint), CPU, autocast=False)
     refiner.refine(x, y, z, 100, 1)  # a masked convolution sets what its mask hides to 0
     before = {name: value.clone() for name, value in refiner.network.state_dict().items()}
-    refiner.refine(x, y, z, 100, 3)
-    assert refiner.network.symbols is ste_symbols
-    assert "symbols" not in vars(refiner.network)
+    expected = refiner.refine(x, y, z, 100, 3)
     for name, value in refiner.network.state_dict().items():
         assert torch.equal(value, before[name]), name
 
@@ -144,7 +146,41 @@ def test_no_weight_changes_and_the_rounding_is_restored(refinable, tensor):
 
     with pytest.raises(KeyboardInterrupt):
         refiner.refine(x, y, z, 100, 3, stop)
-    assert refiner.network.symbols is ste_symbols
+    assert torch.equal(refiner.refine(x, y, z, 100, 3), expected)
+
+
+# --- weights tuned for MS-SSIM
+
+
+@pytest.fixture(scope="module")
+def tuned(tiny_checkpoint):
+    """Return tuned(measure): the tiny swift, said to be tuned for a measure. The weights are the same."""
+
+    def load(measure):
+        checkpoint = load_checkpoint(tiny_checkpoint)
+        return LoadedModel(dataclasses.replace(checkpoint, config=checkpoint.config | {"tune": measure}), CPU)
+
+    return load
+
+
+@pytest.mark.parametrize("level", [0, 600])
+def test_weights_tuned_for_ms_ssim_descend_on_it(tuned, tensor, level):
+    model, plain, x = tuned("ms-ssim"), tuned("psnr"), tensor(170, 192)
+    y, z = model.analyse(x)
+    refined, other = (each.refine(x, y, z, level, 20, silent) for each in (model, plain))
+    assert not torch.equal(refined, other)
+    assert cost(model, x, refined, z, level) < min(cost(model, x, y, z, level), cost(model, x, other, z, level))
+
+
+@pytest.mark.parametrize("size", [(64, 64), (1, 37), (160, 300)])
+def test_pictures_too_small_for_ms_ssim_are_no_crash(tiny_codec, tuned, picture, monkeypatch, size):
+    """They are refined by another measure, or refused by an error of ours."""
+    monkeypatch.setattr(tiny_codec, "model", tuned("ms-ssim"))
+    try:
+        image = tiny_codec.decode(tiny_codec.encode(picture(*size), effort=1))
+    except CodecError:
+        return
+    assert image.size == size[::-1]
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
@@ -163,9 +199,24 @@ def test_other_models_have_no_effort(name, golden, picture):
     assert coder.encode(picture(20, 20), effort=0)
 
 
+@pytest.mark.parametrize("options", [{}, {"psnr": 20}, {"quality": 80, "max_size": 500}])
+def test_an_effort_that_cannot_be_is_refused_before_any_coding(golden, picture, monkeypatch, options):
+    coder = Codec(golden / "tiny-joint.safetensors", "cpu")
+    monkeypatch.setattr(coder, "model", Untouched(coder.model))
+    with pytest.raises(UsageError, match="joint has no effort above 0"):
+        coder.encode(picture(20, 20), effort=1, **options)
+
+
+class Untouched:
+    """A model that says what it is, and does nothing."""
+
+    def __init__(self, model):
+        self.checkpoint, self.refinable = model.checkpoint, model.refinable
+
+
 def test_models_say_whether_they_refine(model):
     assert model.checkpoint.model in MODELS
-    assert MODELS[model.checkpoint.model][0].refinable == (model.checkpoint.model in REFINABLE)
+    assert model.refinable == MODELS[model.checkpoint.model][0].refinable == (model.checkpoint.model in REFINABLE)
 
 
 # --- effort
@@ -189,10 +240,14 @@ def test_a_file_of_effort_decodes_with_a_fresh_decoder(tiny_codec, tiny_checkpoi
     assert tiny_codec.encode(pixels, quality=30) == plain
 
 
-@pytest.mark.parametrize("effort", [-1, 11, 1.5, None, "1"])
+@pytest.mark.parametrize("effort", [-1, 11, 1.5, None, "1", True, np.int64(11)])
 def test_an_effort_outside_of_0_to_10_is_refused(tiny_codec, picture, effort):
-    with pytest.raises(UsageError, match=f"effort is {effort!r}, expected 0 … 10"):
+    with pytest.raises(UsageError, match=re.escape(f"effort is {effort!r}, expected 0 … 10")):
         tiny_codec.encode(picture(8, 8), effort=effort)
+
+
+def test_an_effort_may_be_a_number_of_numpy(tiny_codec, picture):
+    assert tiny_codec.encode(picture(20, 20), effort=np.int64(1)) == tiny_codec.encode(picture(20, 20), effort=1)
 
 
 def test_effort_keeps_a_size_and_finds_a_finer_level(tiny_codec, picture):
@@ -201,6 +256,26 @@ def test_effort_keeps_a_size_and_finds_a_finer_level(tiny_codec, picture):
     plain, refined = (tiny_codec.encode(pixels, size=limit, effort=effort) for effort in (0, 3))
     assert len(refined) <= limit
     assert info(refined).level >= info(plain).level
+
+
+@pytest.fixture
+def refinements(tiny_codec, monkeypatch):
+    """The list of the levels that are refined."""
+    levels, plain = [], tiny_codec.model.refine
+    monkeypatch.setattr(tiny_codec.model, "refine", lambda *args: levels.append(args[3]) or plain(*args))
+    return levels
+
+
+@pytest.mark.parametrize("quality", [10, 50, 100])
+def test_effort_with_a_limit_begins_where_the_plain_search_ends(tiny_codec, picture, refinements, quality):
+    pixels = picture(64, 64)
+    limit = len(tiny_codec.encode(pixels, quality=quality)) + 1
+    for options in ({"size": limit}, {"quality": 100, "max_size": limit}):
+        refinements.clear()
+        plain = info(tiny_codec.encode(pixels, **options)).level
+        assert len(tiny_codec.encode(pixels, effort=1, **options)) <= limit
+        assert refinements[0] == plain
+        assert len(refinements) == len(set(refinements)) <= 6
 
 
 def test_effort_reaches_sizes_below_the_plain_smallest_file(tiny_codec, picture):

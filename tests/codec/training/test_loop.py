@@ -10,6 +10,7 @@ import torch
 
 pytest.importorskip("lightning", reason="training needs the train extra")
 
+from bitstream.errors import UsageError  # noqa: E402
 from codec.training import loop  # noqa: E402
 from codec.training.loop import Trainer, parameter_groups  # noqa: E402
 from codec.training.recipe import Recipe  # noqa: E402
@@ -124,11 +125,27 @@ def test_the_seed_decides_the_start(recipe, data):
     assert not torch.equal(one.model.g_a.stem.weight, other.model.g_a.stem.weight)
 
 
-def test_ms_ssim_is_the_distortion_where_the_recipe_says_so(recipe, data, tmp_path, write_pictures):
+def test_ms_ssim_is_the_distortion_where_the_config_says_so(recipe, data, tmp_path, write_pictures):
     pictures = write_pictures(tmp_path / "large", 3, side=200)
-    own = Trainer(Recipe.load(recipe, tune="ms-ssim", crop=192, batch_size=1), pictures, device="cpu")
+    own = Trainer(Recipe.load(recipe, crop=192, batch_size=1).with_options(tune="ms-ssim"), pictures, device="cpu")
     rows = [own.train_step() for _ in range(2)] + own.validate()
     assert all(math.isfinite(value) for row in rows for value in row.values())
     (level, *_), cfg = own.validate(), own.model.cfg
     loss = level["bpp"] + cfg.lmbda_min * 255**2 * 10 ** (-level["psnr_db"] / 10)  # what it is not
     assert level["loss"] != pytest.approx(loss * (cfg.lmbda_mid / cfg.lmbda_min) ** 0.5, rel=1e-3)
+
+
+@pytest.mark.parametrize("side", [161, 191])
+def test_small_validation_pictures_are_refused_for_ms_ssim(recipe, tmp_path, write_pictures, side):
+    """They would be cut to 128 or less: MS-SSIM needs more."""
+    pictures, valid = write_pictures(tmp_path / "large", 2, side=192), write_pictures(tmp_path / "valid", 1, side=side)
+    own = Recipe.load(recipe, crop=192, batch_size=1)
+    with pytest.raises(UsageError, match="found 1 pictures, none with both sides of 192 pixels or more"):
+        Trainer(own.with_options(tune="ms-ssim"), pictures, valid=valid, device="cpu")
+    assert Trainer(own, pictures, valid=valid, device="cpu").valid_paths
+
+
+def test_the_smallest_validation_pictures_do_for_ms_ssim(recipe, tmp_path, write_pictures):
+    pictures = write_pictures(tmp_path / "pictures", 2, side=192)
+    own = Trainer(Recipe.load(recipe, crop=192, batch_size=1).with_options(tune="ms-ssim"), pictures, device="cpu")
+    assert all(math.isfinite(value) for row in own.validate() for value in row.values())

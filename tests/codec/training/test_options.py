@@ -76,6 +76,8 @@ def test_start_says_what_was_taken(data, tmp_path, train):
         (("DATA", "--config", "K=1"), "model swift: unknown config key 'K'"),
         (("DATA", "--model", "joint", "--config", "N=0"), "model joint: N is 0, expected"),
         (("DATA", "--lmbda", "0.1", "--config", "levels=2"), "--config levels=2 contradicts another option"),
+        (("DATA", "--tune", "ms-ssim", "--crop", "128"), "recipe: crop is 128, MS-SSIM needs 192 or more"),
+        (("DATA", "--tune", "ms-ssim", "--config", 'tune="psnr"'), '--config tune="psnr" contradicts another option'),
         (("DATA", "--experiment", "a/b"), "--experiment is 'a/b', expected a plain name"),
         (("DATA", "--experiment", ".."), "--experiment is '..', expected a plain name"),
     ],
@@ -87,7 +89,9 @@ def test_options_that_cannot_be_are_one_sentence(data, tmp_path, train, options,
     assert not list((tmp_path / "here").iterdir())
 
 
-@pytest.mark.parametrize("options", [("--schedule", "linear"), ("--code-rate", "mid"), ("--start", "none.pt"), ("--lr", "x")])
+@pytest.mark.parametrize(
+    "options", [("--schedule", "linear"), ("--code-rate", "mid"), ("--start", "none.pt"), ("--lr", "x"), ("--tune", "ssim")]
+)
 def test_values_that_click_refuses_are_usage_errors(data, train, options):
     assert "Usage: " in train(data, *options, code=2).stderr
 
@@ -97,3 +101,17 @@ def test_resuming_a_state_of_another_model_is_a_usage_error(data, state, tmp_pat
     result = train(data, "--state", tmp_path / "a.pt", "--resume", "--model", "joint", code=2)
     assert "--model is joint, but" in result.stderr
     assert "a.pt is of swift: give one of them" in result.stderr
+
+
+@pytest.mark.usefixtures("_here")
+def test_tune_is_kept_in_the_config_of_the_state(tmp_path, train, write_pictures):
+    pictures = write_pictures(tmp_path / "large", 2, side=192)
+    tiny = (*TINY[:4], "--crop", "192", "--batch-size", "1", "--epochs", "1", "--model", "hyperprior", "--lmbda", "0.01")
+    train(pictures, "--state", "a.pt", "--tune", "ms-ssim", *tiny)
+    state = torch.load(tmp_path / "here" / "a.pt", weights_only=True)
+    assert state["recipe"]["config"]["tune"] == "ms-ssim"
+    assert "tune" not in state["recipe"]
+    assert state["step"] == 1
+    train(pictures, "--state", "a.pt", "--resume", "--epochs", "2")
+    state = torch.load(tmp_path / "here" / "a.pt", weights_only=True)
+    assert (state["step"], state["recipe"]["config"]["tune"]) == (2, "ms-ssim")
