@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from codec.images import Pixels
 
@@ -17,14 +19,21 @@ def bpp(n_bytes: int, width: int, height: int) -> float:
 def ms_ssim_db(a: Pixels, b: Pixels) -> float:
     """Return −10·log10(1 − MS-SSIM) of two uint8 pictures (H, W, 3), sides above 160, over RGB; inf if equal.
 
-    Wang 2003, by ``pytorch_msssim``; in dB as the field's plots show it.
+    Wang 2003, by ``pytorch_msssim``; in dB as the field's plots show it. In float32, as others compute it (0.002 dB from
+    float64 at 34 dB, less below), and in float64 above 40 dB.
     """
+    for dtype in (np.float32, np.float64):
+        difference = 1 - _ms_ssim(a.astype(dtype), b.astype(dtype))
+        if difference > 1e-4:
+            break
+    return math.inf if difference <= 0 else -10 * math.log10(difference)
+
+
+def _ms_ssim(a: NDArray[np.floating[Any]], b: NDArray[np.floating[Any]]) -> float:
     import torch
     from pytorch_msssim import ms_ssim
 
-    tensors = [torch.from_numpy(x.astype(np.float64)).permute(2, 0, 1)[None] for x in (a, b)]
-    difference = 1 - float(ms_ssim(*tensors, data_range=255))
-    return math.inf if difference <= 0 else -10 * math.log10(difference)
+    return float(ms_ssim(*(torch.from_numpy(x).permute(2, 0, 1)[None] for x in (a, b)), data_range=255))
 
 
 def psnr_db(a: Pixels, b: Pixels) -> float:
