@@ -84,7 +84,7 @@ class Codec:
             raise UsageError(f"{self.model.checkpoint.model} has no effort above 0: leave it away, or choose swift")
         h, w, _ = picture.pixels.shape
         check_size(w, h, MAX_PIXELS)
-        x = torch.from_numpy(picture.pixels).permute(2, 0, 1)[None].float() / 255  # (1, 3, H, W)
+        x = torch.tensor(picture.pixels).permute(2, 0, 1)[None].float() / 255  # (1, 3, H, W)
         y, z = self.model.analyse(x)
 
         def attempt(level: int, effort: int) -> Attempt:

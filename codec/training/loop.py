@@ -63,7 +63,7 @@ def _launch(device: str, devices: int) -> Fabric:
         nodes = int(os.environ["WORLD_SIZE"]) // devices
     strategy = "ddp_find_unused_parameters_true" if devices * nodes > 1 else "auto"  # each model has medians that learn nothing
     try:
-        fabric = Fabric(accelerator=device, devices=devices, num_nodes=nodes, strategy=strategy, precision="bf16-mixed")
+        fabric = Fabric(accelerator=device, devices=devices, num_nodes=nodes, strategy=strategy, precision="32-true")
     except MisconfigurationException as error:
         raise UsageError(f"--devices is {devices}, more than there are: {error}") from error
     fabric.launch()
@@ -234,7 +234,8 @@ class Trainer:
         top = cfg.levels - 1
         draw = self.rng.uniform(-0.25, top + 0.25, size=self.batch_size).clip(0, top)[self.part]
         level = torch.tensor(draw, dtype=torch.float32, device=x.device)
-        out = self.net(x, level)
+        with self._precision(float32=self.progress() >= 1 - recipe.float32_share and self.step % 2 == 0):
+            out = self.net(x, level)
         bpp, distortion = rate_distortion(out, x, self.model.cfg.tune)
         loss = self._loss(bpp, distortion, level).mean()
         for group in self.optimizer.param_groups:
@@ -247,6 +248,10 @@ class Trainer:
             self._update_ema()
         self.step += 1
         return {"loss": loss.item(), "bpp": bpp.mean().item(), "psnr_db": _psnr_db(out["x_hat"], x).mean().item()}
+
+    def _precision(self, *, float32: bool) -> torch.autocast:
+        """Return the context of a forward pass: bf16 inside, the ``Float32`` islands excepted, or float32."""
+        return torch.autocast(self.fabric.device.type, torch.bfloat16, enabled=not float32)
 
     def _loss(self, bpp: Tensor, distortion: Tensor, level: Tensor) -> Tensor:
         """Return rate + λ·distortion (B,), weighted so that all levels have gradients of about the same size."""
@@ -285,8 +290,7 @@ class Trainer:
             for pictures in self.valid_batches:
                 x = pictures.to(self.fabric.device).float() / 255
                 levels = torch.full((len(x),), float(level), device=x.device)
-                with self.fabric.autocast():  # not through ``self.net``, which would wait for the other processes
-                    out = self.model(x, levels)
+                out = self.model(x, levels)  # float32 as in decoders; not ``self.net``, which would wait for other processes
                 out["x_hat"] = out["x_hat"].clamp(0, 1)
                 bpp, distortion = rate_distortion(out, x, self.model.cfg.tune)
                 points.append(torch.stack([bpp, _psnr_db(out["x_hat"], x), self._loss(bpp, distortion, levels)]))
