@@ -24,7 +24,7 @@ from bitstream.errors import UsageError
 from models.layers import Float32, weight_and_bias
 from models.layout import EntropyLayout
 from models.network import Network, RateConfig, Symbols, context_layers, float32_at, zero_start
-from models.rounding import ste_round, ste_symbols
+from models.rounding import ste_round
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Attention(Network):
         self.gaussian_conditional = GaussianMixtureConditional(K=k)
 
     def predict(
-        self, v: Tensor, features: Tensor, scale: Tensor, symbols: Symbols = ste_symbols
+        self, v: Tensor, features: Tensor, scale: Tensor, symbols: Symbols | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """See ``Network.predict``."""
         y_hat = ste_round(v)

@@ -19,7 +19,6 @@ from torch import Tensor
 from models.joint import ContextConfig, Joint
 from models.layout import EntropyLayout
 from models.network import Symbols
-from models.rounding import ste_symbols
 from models.schedule import anchor_mask
 
 
@@ -33,9 +32,10 @@ class Checkerboard(Joint):
         self.context_prediction = CheckerboardMaskedConv2d(self.cfg.M, 2 * self.cfg.M, kernel_size=5, padding=2)
 
     def predict(
-        self, v: Tensor, features: Tensor, scale: Tensor, symbols: Symbols = ste_symbols
+        self, v: Tensor, features: Tensor, scale: Tensor, symbols: Symbols | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """See ``Network.predict``: the anchors without context, then the rest with the anchors as context."""
+        symbols = symbols or self.symbols
         anchors = anchor_mask(v.shape[-2], v.shape[-1], v.device)
         means, scales = self.means_scales(features, torch.zeros_like(features), scale)
         y_hat = symbols(v - means, scales) + means

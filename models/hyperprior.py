@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 from models.layout import EntropyLayout
 from models.network import Network, RateConfig, Symbols, float32_at, zero_start
-from models.rounding import ste_symbols
 
 
 @dataclass(frozen=True)
@@ -54,9 +53,10 @@ class Hyperprior(Network):
         return y if self.cfg.means else y.abs()
 
     def predict(
-        self, v: Tensor, features: Tensor, scale: Tensor, symbols: Symbols = ste_symbols
+        self, v: Tensor, features: Tensor, scale: Tensor, symbols: Symbols | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """See ``Network.predict``."""
+        symbols = symbols or self.symbols
         if self.cfg.means:
             raw, mean = features.chunk(2, dim=1)
             means = mean * scale

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from models.rounding import RDO_STRENGTH
+
 Taps = list[tuple[int, int]]
 Order = Literal["one pass", "checkerboard", "wavefronts"]
 
@@ -26,6 +28,7 @@ class EntropyLayout:
     means       whether a mean is predicted; else it is 0
     scales_first  whether the float network gives (scales, means, weights), as CompressAI's do, not (means, scales)
     linear      whether scales are predicted as they are, in imported weights, not as log2
+    rdo_strength  of the encoder's dead zone (``models.rounding``); no decoder needs it
     mixtures    components of the mixture that y is coded with, rounded by itself; 0: y − mean is coded with one Gaussian
     """
 
@@ -38,6 +41,7 @@ class EntropyLayout:
     scales_first: bool = True
     linear: bool = False
     mixtures: int = 0
+    rdo_strength: float = RDO_STRENGTH
 
     @property
     def act_max(self) -> int:

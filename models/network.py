@@ -106,14 +106,18 @@ class Network(nn.Module):
         return y
 
     def predict(
-        self, v: Tensor, features: Tensor, scale: Tensor, symbols: Symbols = ste_symbols
+        self, v: Tensor, features: Tensor, scale: Tensor, symbols: Symbols | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the rounded v = y·gain and the arguments of ``gaussian_conditional``, by any part of y_hat coded before.
 
         v is (B, M, h, w), features h_s(z_hat), scale = gain·std (B, M, 1, 1). ``symbols`` rounds residuals, given their scales,
-        with a gradient; models that are not ``refinable`` have their own.
+        with a gradient: ``self.symbols`` if None; models that are not ``refinable`` have their own.
         """
         raise NotImplementedError
+
+    def symbols(self, residual: Tensor, scales: Tensor) -> Tensor:
+        """Round residuals as coding does; the gradient passes straight through."""
+        return ste_symbols(residual, scales, self.layout().rdo_strength)
 
     def layout(self) -> EntropyLayout:
         """Return the structure of the integer entropy path."""

@@ -25,7 +25,6 @@ from models.latents import Z_MAX
 from models.layers import Float32, weight_and_bias
 from models.layout import POINT, TAPS_3X3, EntropyLayout, Taps
 from models.network import Network
-from models.rounding import RDO_STRENGTH
 
 WEIGHT_BITS = 8
 LOG2_SCALE_LIMIT = 4096
@@ -277,7 +276,7 @@ def load_entropy(tensors: dict[str, Tensor], layout: EntropyLayout) -> EntropyMo
             else torch.zeros(gain_z.shape[1:], dtype=torch.long),
             z_table=MasterTable(-Z_MAX, _integers(part, "z_cumulative").numpy()),
             layers={name: _load_layer(part, name) for name in layer_names(layout)},
-            rdo_strength=0.0 if layout.linear else RDO_STRENGTH,
+            rdo_strength=0.0 if layout.linear else layout.rdo_strength,
         )
     except KeyError as error:
         raise CheckpointError(f"checkpoint: tensor {error} is missing: export it again") from error

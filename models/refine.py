@@ -19,7 +19,6 @@ from torch import Tensor
 from models.checkpoint import Checkpoint
 from models.dequantise import dequantise
 from models.network import MS_SSIM_SIDE, Network, Symbols, distortion
-from models.rounding import ste_symbols
 
 STEPS = (0, 15, 25, 40, 60, 90, 130, 180, 250, 350, 500)  # of effort 0 … 10
 RATE = 0.025  # of Adam, in quantisation steps; a tenth of it at the end
@@ -76,7 +75,7 @@ class Refiner:
             optimizer.step()
             progress((step + 1) / steps)
         with torch.no_grad():
-            better = bool(cost(v, ste_symbols) < cost(y * gain, ste_symbols))
+            better = bool(cost(v, self.network.symbols) < cost(y * gain, self.network.symbols))
         return v.detach() / gain if better else y
 
     def _cost(self, x: Tensor, z: Tensor, level: int) -> Callable[[Tensor, Symbols], Tensor]:

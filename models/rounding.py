@@ -17,7 +17,7 @@ from bitstream.tables import LOG2_UNITS, SCALES, SYMBOL_MAX, gaussian_master
 
 FIXED_BITS = 8  # y·gain, means and y_hat are in 1/256
 RDO_SLOPE = 0.115  # squared steps that a bit is worth: d(Δ²/12) / d(log2 Δ) for one coefficient
-RDO_STRENGTH = 0.8  # measured at equal R + λD: 2 % fewer bits than with 0.5 at the lowest rate, as many at the highest
+RDO_STRENGTH = 0.5  # of the dead zone, where a model has not its own; measured: −5 % bits at equal PSNR
 RDO_MAX = 384  # at most 1.5 steps
 
 
@@ -48,9 +48,9 @@ def ste_round(x: Tensor) -> Tensor:
     return x + (x.round() - x).detach()
 
 
-def ste_symbols(residual: Tensor, scales: Tensor) -> Tensor:
+def ste_symbols(residual: Tensor, scales: Tensor, strength: float = RDO_STRENGTH) -> Tensor:
     """Do in training what ``choose_symbols`` does in coding; the gradient passes straight through."""
-    zones = torch.from_numpy(dead_zone(RDO_STRENGTH)).to(residual.device) / (1 << FIXED_BITS)
+    zones = torch.from_numpy(dead_zone(strength)).to(residual.device) / (1 << FIXED_BITS)
     index = (scales.detach().float().log2() * LOG2_UNITS + 815) * (1442 / 65536)  # ``bitstream.tables.scale_index``
     zone = zones[index.nan_to_num(0.0).round().clamp(0, SCALES - 1).long()]
     plain = residual.detach()

@@ -27,7 +27,6 @@ from torch import Tensor, nn
 from models.layers import Float32, LappedFilter
 from models.layout import EntropyLayout
 from models.network import Network, RateConfig, Symbols
-from models.rounding import ste_symbols
 from models.schedule import anchor_mask
 
 
@@ -158,9 +157,10 @@ class Swift(Network):
         self.parameters_net = Parameters(cfg)
 
     def predict(
-        self, v: Tensor, features: Tensor, scale: Tensor, symbols: Symbols = ste_symbols
+        self, v: Tensor, features: Tensor, scale: Tensor, symbols: Symbols | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """See ``Network.predict``: the anchors without context, then the rest with the anchors as context."""
+        symbols = symbols or self.symbols
         anchors = anchor_mask(v.shape[-2], v.shape[-1], v.device)
         context = torch.zeros_like(features)
         means, scales = self.means_scales(features, context, scale)
@@ -178,7 +178,7 @@ class Swift(Network):
 
     def layout(self) -> EntropyLayout:
         """See ``Network.layout``."""
-        return EntropyLayout((2, 2), order="checkerboard", context=True, parameters=2, scales_first=False)
+        return EntropyLayout((2, 2), order="checkerboard", context=True, parameters=2, scales_first=False, rdo_strength=0.8)
 
     def entropy_layers(self) -> dict[str, nn.Module]:
         """See ``Network.entropy_layers``."""
