@@ -61,8 +61,8 @@ class Codec:
 
         ``quality`` is 0 … 100 (50 if nothing is given). Instead of it: ``bpp`` or ``size`` (bytes) for the best file that is
         not larger, ``psnr`` (dB) for the smallest that reaches it. ``max_size`` limits the bytes in any case. ``effort`` 1 … 10
-        spends seconds to minutes per megapixel, for each attempt at a target, on fewer bits at the same quality;
-        ``progress`` is then called with the share done of each.
+        is experimental: it spends seconds to minutes per megapixel, for each attempt at a target, on a better choice of symbols
+        (README has what that saves); ``progress`` is then called with the share done of each.
         Raises ImageError for what cannot be read or stored, UsageError for values that cannot be or contradict each other,
         TargetError if no file of the picture meets them.
         """
