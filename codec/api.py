@@ -122,17 +122,17 @@ class Codec:
         payloads = [payload for _, payload in container.chunks]
         x_hat = self.model.decompress(payloads, header.level, header.height, header.width, self.engine, header.symbol_crc)
         begin = time.perf_counter()
-        image = images.to_pil(_pixels(x_hat), gray=header.gray)
+        image = images.to_pil(to_pixels(x_hat), gray=header.gray)
         self.timings = {**self.model.timings, "pixels": time.perf_counter() - begin}
         return image
 
     def _psnr_db(self, picture: Picture, y_hat: Tensor, level: int) -> float:
         h, w, _ = picture.pixels.shape
-        image = images.to_pil(_pixels(self.model.synthesise(y_hat, level, h, w)), gray=picture.gray)
+        image = images.to_pil(to_pixels(self.model.synthesise(y_hat, level, h, w)), gray=picture.gray)
         return psnr_db(picture.pixels, images.load(image).pixels)
 
 
-def _pixels(x_hat: Tensor) -> Pixels:
+def to_pixels(x_hat: Tensor) -> Pixels:
     """Return x_hat (1, 3, H, W) as (H, W, 3) uint8."""
     return (x_hat[0] * 255).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).contiguous().cpu().numpy()
 

@@ -16,10 +16,11 @@ import click
 
 from bitstream.errors import UsageError
 from codec.cli_options import FILE, FOLDER, PATH, set_threads
-from codec.training.recipe import SCHEDULES
+from codec.training.recipe import PARTS, SCHEDULES
 
 RECIPE_OPTIONS = (  # of ``Recipe.with_options``
     click.option("--lmbda", type=float, help="Train for one λ instead of all levels: 0.0067, 0.013, 0.025, 0.0483, …"),
+    click.option("--only", type=click.Choice(PARTS), help="What learns: the entropy networks (by the rate), or biases."),
     click.option("--lr", type=float, help="Every learning rate."),
     click.option("--batch-size", type=int, help="Crops per step and device."),
     click.option("--test-batch-size", type=int, help="Validation pictures at once: those of equal size go together."),
@@ -28,7 +29,7 @@ RECIPE_OPTIONS = (  # of ``Recipe.with_options``
     click.option("--minutes", type=float, help="Length of the schedule in minutes."),
     click.option("--schedule", type=click.Choice(SCHEDULES), help="Of the learning rates, after the warm-up."),
     click.option("--code-rate", type=click.Choice(["low", "high"]), help="Channels as the report states them."),
-    click.option("--tune", type=click.Choice(["psnr", "ms-ssim"]), help="The measure whose distortion is made small."),
+    click.option("--tune", metavar="psnr|ms-ssim", help="The measure whose distortion is made small."),
     click.option("--config", multiple=True, metavar="KEY=VALUE", help="A field of the model's config; repeatable."),
     click.option("--seed", type=int, help="Of weights, crops and levels."),
 )

@@ -18,7 +18,7 @@ import checkpoints
 from bitstream.errors import UsageError
 from codec.release import release
 from codec.training.data import find_images, load_rgb
-from models.importing import LMBDAS, adopt, fold_std
+from models.importing import LMBDAS, adopt
 
 CROPS, SIDE = 32, 256
 
@@ -35,7 +35,6 @@ def import_weights(
         raise UsageError(f"lmbda is {lmbda}, expected a number above 0, such as 0.0130")
     model, network = adopt(read_weights(path), lmbda)
     pictures = _pictures(data)
-    fold_std(network, pictures)
     kind = "synthetic pictures" if data is None else f"{len(pictures)} crops"
     facts = {
         "steps": 0,

@@ -20,14 +20,20 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bitstream.engines import default_engine
 from bitstream.errors import UsageError
+from bitstream.tables import gaussian_master
+from codec.api import to_pixels
 from codec.metrics import bpp, ms_ssim_db, psnr_db
 from models.checkpoint import load_checkpoint, save_checkpoint
+from models.entropy import IntegerEntropy
 from models.integer import EXACT
-from models.layers import weight_and_bias
+from models.layers import LevelBias, weight_and_bias
+from models.layout import EntropyLayout
 from models.manifest import check_name, read_manifest
 from models.network import MS_SSIM_SIDE, Network, rate_distortion
+from models.normalise import fold_std
 from models.quantise import calibrate, quantise
 from models.runtime import LoadedModel, tables_crc, transforms
+from models.symbol_tables import symbol_rows
 
 HEAD = """# Released checkpoints, written by `codec export` and `codec import`.
 # rd: bits of real streams, on the pictures that measured_on says (every 64th of the training data, if it does not).
@@ -42,8 +48,8 @@ def release(
     """Write ``name``.safetensors and its manifest row into a folder; return the row.
 
     ``calibration`` are batches (B, 3, H, W), ``held_out`` pictures (1, 3, H, W) with sides of multiples of 64, in [0, 1];
-    ``facts`` go into the row; ``dtype`` is that of the transforms' weights. Raises UsageError if the name is taken and
-    ``overwrite`` is false, or the folder cannot be written.
+    ``facts`` go into the row; ``dtype`` is that of the transforms' weights: float32 for those of others, which keep Gaussian
+    CDF rows too. Raises UsageError if the name is taken and ``overwrite`` is false, or the folder cannot be written.
     """
     check_name(folder, name, overwrite=overwrite)
     try:
@@ -52,12 +58,15 @@ def release(
     except OSError as error:
         raise UsageError(f"{folder}: cannot be written ({error.strerror})") from error
     partial = folder / f".{name}.partial.safetensors"
+    network, batches = copy.deepcopy(network), list(calibration)
     try:
-        tensors = quantise(network, calibrate(network, calibration)) | transforms(network, dtype)
+        fold_std(network, batches)
+        counted = {} if dtype == torch.float32 else symbol_rows(network, batches)
+        tensors = quantise(network, calibrate(network, batches)) | counted | transforms(network, dtype)
         config, crc = dataclasses.asdict(network.cfg), tables_crc(network.layout())
         sha256 = save_checkpoint(partial, model=model, config=config, tensors=tensors, constants_crc=crc)
         loaded = LoadedModel(load_checkpoint(partial), torch.device("cpu"), encode_dtype=torch.float32)
-        rd, cost = measure(network, loaded, held_out)
+        rd = measure(loaded, held_out)
         row = {
             "file": f"{name}.safetensors",
             "sha256": sha256,
@@ -66,7 +75,7 @@ def release(
             **facts,
             "parameters": sum(p.numel() for p in network.parameters()),
             "kmac_per_pixel": kmac_per_pixel(network),
-            "quantisation_cost_percent": round(cost, 3),
+            "quantisation_cost_percent": round(quantisation_cost(network, loaded, held_out), 3),
             "exact_products": exactness(loaded),
             "rd": rd,
         }
@@ -87,33 +96,44 @@ def add_to_manifest(path: Path, name: str, row: dict[str, Any]) -> None:
 
 
 @torch.inference_mode()
-def measure(network: Network, loaded: LoadedModel, pictures: list[Tensor]) -> tuple[list[dict[str, float]], float]:
-    """Return RD points per level over real streams, and the bits that the integer path costs over the float one in percent."""
-    engine = default_engine()
+def measure(loaded: LoadedModel, pictures: list[Tensor]) -> list[dict[str, float]]:
+    """Return RD points per level over real streams of pictures (1, 3, H, W) in [0, 1]."""
+    engine, cfg = default_engine(), loaded.config
     rows = []
-    float_bits = real_bits = 0.0
-    for level in range(network.cfg.levels):
+    for level in range(cfg.levels):
         points: list[tuple[float, float]] = []
         similarities: list[float] = []
         for x in pictures:
             h, w = x.shape[-2:]
             payloads, crc = loaded.compress(x, level * 256, engine)
-            x_hat = loaded.decompress(payloads, level * 256, h, w, engine, crc)
-            decoded = (x_hat[0] * 255).round().clamp(0, 255).to(torch.uint8)
-            n_bytes = sum(map(len, payloads))
-            estimate, _ = rate_distortion(network(x, torch.tensor([float(level)])), x)
-            float_bits += float(estimate) * h * w
-            real_bits += 8 * n_bytes
-            original = (x[0] * 255).round().to(torch.uint8)
-            pair = [picture.permute(1, 2, 0).numpy() for picture in (original, decoded)]
-            points.append((bpp(n_bytes, w, h), psnr_db(*pair)))
+            pair = to_pixels(x), to_pixels(loaded.decompress(payloads, level * 256, h, w, engine, crc))
+            points.append((bpp(sum(map(len, payloads)), w, h), psnr_db(*pair)))
             if min(h, w) > MS_SSIM_SIDE:
                 similarities.append(ms_ssim_db(*pair))
         bpp_mean, psnr_mean = np.mean(points, axis=0)
-        lmbda = float(network.cfg.lmbda(torch.tensor(float(level))))
+        lmbda = float(cfg.lmbda(torch.tensor(float(level))))
         row = {"lmbda": round(lmbda, 6), "bpp": round(float(bpp_mean), 4), "psnr_db": round(float(psnr_mean), 3)}
         rows.append(row | ({"ms_ssim_db": round(float(np.mean(similarities)), 3)} if similarities else {}))
-    return rows, 100 * (real_bits / float_bits - 1)
+    return rows
+
+
+@torch.inference_mode()
+def quantisation_cost(network: Network, loaded: LoadedModel, pictures: list[Tensor]) -> float:
+    """Return the bits that the integer path costs over the float one, in percent of pictures as in ``measure``.
+
+    Both with Gaussians: CDF rows that were counted would hide what the integers cost.
+    """
+    entropy = loaded.entropy
+    if isinstance(entropy, IntegerEntropy):
+        loaded.entropy = dataclasses.replace(entropy, y_table=gaussian_master())
+    float_bits = real_bits = 0.0
+    for level in range(network.cfg.levels):
+        for x in pictures:
+            estimate, _ = rate_distortion(network(x, torch.tensor([float(level)]), reconstruct=False), x)
+            float_bits += float(estimate) * x.shape[-2] * x.shape[-1]
+            real_bits += 8 * sum(map(len, loaded.compress(x, level * 256, default_engine())[0]))
+    loaded.entropy = entropy
+    return 100 * (real_bits / float_bits - 1)
 
 
 def exactness(loaded: LoadedModel) -> dict[str, Any]:
@@ -125,12 +145,20 @@ def exactness(loaded: LoadedModel) -> dict[str, Any]:
     return out
 
 
+def _share_of_taps(layout: EntropyLayout) -> float:
+    """Return how much of the context's convolution is computed: all positions of half the channels, or the taps in use."""
+    if layout.order == "crossed":
+        return 1 / 2
+    taps = len(layout.taps) / 25
+    return taps / 2 if layout.order == "checkerboard" else taps  # half of the positions, or all
+
+
 @torch.inference_mode()
 def kmac_per_pixel(model: Network, side: int = 256) -> dict[str, float]:
     """Return thousands of multiply-accumulates per pixel of encoding and decoding, and of each network, by torch's counter."""
     model = copy.deepcopy(model).requires_grad_(False)  # torch's counter stumbles over parameters that are inputs, as GDN's
     layout, m = model.layout(), model.cfg.M
-    layers = model.entropy_layers()
+    layers = {name: layer.layer if isinstance(layer, LevelBias) else layer for name, layer in model.entropy_layers().items()}
     y = torch.rand(1, m, side // 16, side // 16)
 
     def count(function: Any, *inputs: Tensor) -> float:
@@ -143,13 +171,14 @@ def kmac_per_pixel(model: Network, side: int = 256) -> dict[str, float]:
     if layout.hyper:
         parts["h_a"] = count(model.h_a, y)
         parts["h_s"] = count(model.h_s, torch.rand(1, model.cfg.N, side // 64, side // 64))
-        if layout.context:  # twelve of its taps count, for checkerboards at half of the positions
-            parts["context"] = count(layers["context"], y) * 12 / 25 / (2 if layout.order == "checkerboard" else 1)
+        if layout.context:
+            parts["context"] = count(layers["context"], y) * _share_of_taps(layout)
             chosen = [layer for name, layer in layers.items() if name.startswith("parameters")]
             widths = [weight_and_bias(layer)[0].shape[1] for layer in chosen]
-            parts["parameters"] = sum(
+            costs = [
                 count(layer, torch.rand(1, width, side // 16, side // 16)) for layer, width in zip(chosen, widths, strict=True)
-            )
+            ]
+            parts["parameters"] = (2 if layout.order == "crossed" else 1) * sum(costs[:-1]) + costs[-1]
         shared = sum(parts.get(name, 0.0) for name in ("h_s", "context", "parameters"))
     totals = {"encode": parts["g_a"] + parts.get("h_a", 0.0) + shared, "decode": parts["g_s"] + shared}
     return {key: round(value, 2) for key, value in (totals | parts).items()}

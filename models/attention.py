@@ -70,7 +70,7 @@ class Attention(Network):
         self.gaussian_conditional = GaussianMixtureConditional(K=k)
 
     def predict(
-        self, v: Tensor, features: Tensor, scale: Tensor, symbols: Symbols | None = None
+        self, v: Tensor, features: Tensor, scale: Tensor, level: Tensor, symbols: Symbols | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """See ``Network.predict``."""
         y_hat = ste_round(v)

@@ -32,7 +32,7 @@ class Checkerboard(Joint):
         self.context_prediction = CheckerboardMaskedConv2d(self.cfg.M, 2 * self.cfg.M, kernel_size=5, padding=2)
 
     def predict(
-        self, v: Tensor, features: Tensor, scale: Tensor, symbols: Symbols | None = None
+        self, v: Tensor, features: Tensor, scale: Tensor, level: Tensor, symbols: Symbols | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """See ``Network.predict``: the anchors without context, then the rest with the anchors as context."""
         symbols = symbols or self.symbols

@@ -16,7 +16,7 @@ from bitstream.tables import LOG2_UNITS
 from models.entropy import CONTEXT_BITS, IntegerEntropy
 from models.integer import REQUANT_BITS
 from models.latents import Z_MAX
-from models.layers import weight_and_bias
+from models.layers import LevelBias, weight_and_bias
 from models.layout import Taps
 from models.network import Network
 from models.quantise import is_transposed, layer_plans, load_entropy, predictions, transposed_taps
@@ -39,6 +39,8 @@ def dequantise(model: Network, tensors: dict[str, Tensor]) -> None:
         model.log2_std.copy_(entropy.log2_std / LOG2_UNITS)
         if isinstance(entropy, IntegerEntropy):
             model.log2_gain_z.copy_(entropy.log2_gain_z / LOG2_UNITS)
+            if model.log2_gain_context is not None and entropy.log2_gain_context is not None:
+                model.log2_gain_context.copy_(entropy.log2_gain_context / LOG2_UNITS)
             model.entropy_bottleneck.quantiles[:, 0, 1] = entropy.z_offset / 256
             _set_layers(model, entropy)
     except RuntimeError as error:
@@ -58,7 +60,10 @@ def _set_layers(model: Network, entropy: IntegerEntropy) -> None:
         out_step = units.double() if plan.last else _free_step(matrix, plan.factor)
         wide = out_step if plan.last else out_step.repeat_interleave(plan.factor**2)
         parts = (t.chunk(plan.blocks, dim=-1) for t in (matrix * wide, layer.bias.double() * ratio * wide))
-        _set_matrix(modules[plan.name], plan.taps, *(torch.cat(list(reversed(part)), dim=-1) for part in parts))
+        module = modules[plan.name]
+        _set_matrix(module, plan.taps, *(torch.cat(list(reversed(part)), dim=-1) for part in parts))
+        if isinstance(module, LevelBias) and module.table is not None and layer.level_bias is not None:
+            module.table.copy_(layer.level_bias.double() * ratio * wide)
         if not plan.last:
             step = torch.cat([step, out_step.float()]) if plan.name == "context" else out_step.float()
 

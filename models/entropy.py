@@ -8,7 +8,7 @@ for bit, on every machine. ``models.latents`` is where float becomes integer and
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from bitstream.segments import TableRows
 from bitstream.tables import (
     LOG2_UNITS,
     POW2_BITS,
+    SCALES,
     SYMBOL_MAX,
     MasterTable,
     gaussian_master,
@@ -33,7 +34,7 @@ from models.integer import SIGNED_MAX, Arithmetic, IntegerLayer, Plane, exact_ar
 from models.latents import Z_MAX, GainTable, Latents
 from models.layout import TAPS_3X3, EntropyLayout
 from models.rounding import FIXED_BITS, RDO_STRENGTH, choose_symbols
-from models.schedule import segments
+from models.schedule import ALL, EVEN, ODD, Cell, Step, segments
 
 MEAN_BITS = 10  # the mean output of the parameter network is in 1/1024 of a standard deviation
 CONTEXT_BITS = 4  # the context sees y_hat in 1/16 of a standard deviation
@@ -42,19 +43,25 @@ PREDICTION_LIMIT = 2**22  # of any output of the last layer: later products have
 BAND_EDGES = (6, 16, 28, 40)  # of what is coded in one step
 WAVE_EDGES = (16, 40)  # of segments of wavefronts: fewer, since each costs bytes
 
+CellLayers = dict[int | None, dict[str, IntegerLayer]]  # of the cells whose channels begin there; None: all channels
+
 
 @dataclass(frozen=True)
 class Scale:
-    """gain·std of each channel of y: log2 in 1/256 octave (M,), and the factors P(L) and P(−L) of FORMAT.md section 7."""
+    """gain·std of each channel of y: log2 in 1/256 octave (M,), and the factors P(L) and P(C − L) of FORMAT.md section 7."""
 
     log2: Tensor
     up: Tensor
-    down: Tensor
+    seen: Tensor
 
     @classmethod
-    def of(cls, log2: Tensor) -> Scale:
-        """Return the factors of a logarithm."""
-        return cls(log2, *(torch.from_numpy(pow2_fixed(sign * log2.numpy())) for sign in (1, -1)))
+    def of(cls, log2: Tensor, log2_gain_context: Tensor) -> Scale:
+        """Return the factors of the logarithms of gain·std and of the gain of what the context sees."""
+        return cls(log2, *(torch.from_numpy(pow2_fixed(power.numpy())) for power in (log2, log2_gain_context - log2)))
+
+    def at(self, channels: slice) -> Scale:
+        """Return that of some of the channels."""
+        return Scale(self.log2[channels], self.up[channels], self.seen[channels])
 
 
 @dataclass
@@ -68,11 +75,24 @@ class IntegerEntropy(GainTable):
     z_table: MasterTable
     layers: dict[str, IntegerLayer]
     rdo_strength: float = RDO_STRENGTH  # of the encoder's dead zone; 0 is plain rounding
+    log2_gain_context: Tensor | None = None  # (levels, M) int64, of what the context sees; none is 0
+    y_table: MasterTable = field(default_factory=gaussian_master)
+    _of_cells: CellLayers = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.log2_gain_z.dim() != 2 or len(self.log2_gain_z) != len(self.log2_gain):
             raise CheckpointError("checkpoint: gains of z are not one row for each level: export it again")
+        for name, table in {"log2_gain_context": self.log2_gain_context, **self._level_biases()}.items():
+            if table is not None and len(table) != len(self.log2_gain):
+                raise CheckpointError(f"checkpoint: {name} has not one row for each level: damaged, export it again")
+        if self.log2_gain_context is not None and self.log2_gain_context.shape != self.log2_gain.shape:
+            raise CheckpointError(
+                f"checkpoint: log2_gain_context is {tuple(self.log2_gain_context.shape)}, expected "
+                f"{tuple(self.log2_gain.shape)}: damaged, export it again"
+            )
+        if self.y_table.cumulative.shape != (SCALES, 2 * SYMBOL_MAX + 2) or not (np.diff(self.y_table.cumulative) > 0).all():
+            raise CheckpointError("checkpoint: y_mass is not 64 rows of positive numbers: damaged, export it again")
         if not (np.diff(self.z_table.cumulative, axis=1) > 0).all():
             raise CheckpointError("checkpoint: a CDF row of z does not rise: damaged, export it again")
         n = self.log2_gain_z.shape[1]
@@ -81,6 +101,11 @@ class IntegerEntropy(GainTable):
             if tuple(found) != wanted:
                 raise CheckpointError(f"checkpoint: {name} is {tuple(found)}, expected {wanted}: damaged, export it again")
         self._check_layers(self.log2_gain.shape[1], n)
+        crossed = self.layout.order == "crossed"
+        self._of_cells = {half.start: self._half(half) for half in (EVEN, ODD)} if crossed else {ALL.start: self.layers}
+
+    def _level_biases(self) -> dict[str, Tensor | None]:
+        return {f"{name}.level_bias": layer.level_bias for name, layer in self.layers.items()}
 
     def _check_layers(self, m: int, n: int) -> None:
         """Raise CheckpointError unless each layer takes what the one before it gives, in number and in range."""
@@ -136,7 +161,7 @@ class IntegerEntropy(GainTable):
             features = self._features(z, self.gains_z(level), arithmetic)
             coder.end_chunk()
             y = None if latents is None else latents.y
-            y_hat = self._code_y(coder, self.gains(level) + self.log2_std, features, y, arithmetic)
+            y_hat = self._code_y(coder, level, features, y, arithmetic)
             coder.end_chunk()
         return y_hat
 
@@ -159,25 +184,27 @@ class IntegerEntropy(GainTable):
             act = pixel_shuffle(rows, h, w, factor)
         return act
 
-    def _code_y(
-        self, coder: SymbolCoder, log2_scale: Tensor, features: Tensor, y: Tensor | None, arithmetic: Arithmetic
-    ) -> Tensor:
+    def _code_y(self, coder: SymbolCoder, level: int, features: Tensor, y: Tensor | None, arithmetic: Arithmetic) -> Tensor:
         """Code all positions in the order of the layout; return y_hat (h, w, M)."""
         h, w, _ = features.shape
-        channels = len(log2_scale)
+        channels = len(self.log2_std)
         features = features.reshape(h * w, -1)
-        scale = Scale.of(log2_scale)
+        seen_gain = torch.zeros_like(self.log2_gain[:1]) if self.log2_gain_context is None else self.log2_gain_context
+        scale = Scale.of(self.gains(level) + self.log2_std, self.interpolate(seen_gain, level))
+        layers = self._layers_at(level)
         y_hat = torch.zeros(h * w, channels, dtype=torch.long, device="cpu")
-        seen = Plane(h, w, channels, 2)
+        seen = Plane(h, w, channels // 2 if self.layout.order == "crossed" else channels, 2)
         parts = segments(self.layout.order, h, w)
         for number, steps in enumerate(parts):
+            blind, last = (self.layout.two_passes and number == n for n in (0, len(parts) - 1))
             with self._steps(coder) as code:
-                for where in steps:
-                    blind = self.layout.order == "checkerboard" and number == 0  # anchors have no context
-                    inputs = self._inputs(features[where], None if blind else seen, where, arithmetic)
-                    y_hat[where] = self._code_step(code, inputs, scale, None if y is None else y[where])
-                    if self.layout.context and not (self.layout.order == "checkerboard" and number == len(parts) - 1):
-                        seen.set(where, self._context_activations(y_hat[where], scale))
+                for step in steps:
+                    inputs = [self._inputs(features, None if blind else seen, cell, layers, arithmetic) for cell in step]
+                    self._code_step(code, step, inputs, scale, y, y_hat)
+                    if self.layout.context and not last:
+                        for cell in step:
+                            coded = y_hat[cell.where][:, cell.channels]
+                            seen.set(cell.where, self._context_activations(coded, scale.at(cell.channels)))
         return y_hat.reshape(h, w, channels)
 
     def _steps(self, coder: SymbolCoder) -> contextlib.AbstractContextManager[StepCoder]:
@@ -186,42 +213,82 @@ class IntegerEntropy(GainTable):
             return coder.segment(len(WAVE_EDGES) + 1)
         return contextlib.nullcontext(coder.code_source)
 
-    def _inputs(self, features: Tensor, seen: Plane | None, where: Tensor, arithmetic: Arithmetic) -> Tensor:
-        """Return the predictions (P, outputs·M) for positions (P,) with features (P, F)."""
-        out = features
+    def _inputs(
+        self, features: Tensor, seen: Plane | None, cell: Cell, all_layers: CellLayers, arithmetic: Arithmetic
+    ) -> Tensor:
+        """Return the predictions (P, outputs·m) for a cell of P positions and m channels from features (h·w, F)."""
+        layers = all_layers[cell.channels.start]
+        out = features[cell.where]
         if self.layout.context:
-            layer = self.layers["context"]
+            layer = layers["context"]
             if seen is None:
-                context = out.new_zeros(len(where), layer.weight.shape[1])
+                context = out.new_zeros(len(out), layer.weight.shape[1])
             else:
-                context = seen.apply(layer, self.layout.taps, where, arithmetic)
+                context = seen.apply(layer, self.layout.taps, cell.where, arithmetic)
             out = torch.cat([out, context], dim=1)
         for i in range(1, self.layout.parameters + 1):
-            out = self.layers[f"parameters_{i}"](out.to(torch.int16), arithmetic)
+            out = layers[f"parameters_{i}"](out.to(torch.int16), arithmetic)
         return out
+
+    def _layers_at(self, level: int) -> CellLayers:
+        """Return the layers with their biases of a level, for all cells."""
+        return {
+            start: {
+                name: layer if layer.level_bias is None else layer.at(self.interpolate(layer.level_bias, level))
+                for name, layer in layers.items()
+            }
+            for start, layers in self._of_cells.items()
+        }
+
+    def _half(self, own: slice) -> dict[str, IntegerLayer]:
+        """Return the layers for the cell of one half of the channels in a crossed order: with what they take and give alone.
+
+        At the cell's own colour (dy + dx even) the other half was coded before, at the other colour its own half.
+        """
+        index = torch.arange(self.log2_gain.shape[1], device="cpu")
+        other = ODD if own == EVEN else EVEN
+        seen = [index[own if (dy + dx) % 2 else other] + tap * len(index) for tap, (dy, dx) in enumerate(self.layout.taps)]
+        given = torch.cat([part[own] for part in torch.arange(len(index) * self.layout.outputs).split(len(index))])
+        last = f"parameters_{self.layout.parameters}"
+        return self.layers | {
+            "context": self.layers["context"].part(inputs=torch.cat(seen)), last: self.layers[last].part(outputs=given)
+        }  # fmt: skip
 
     def _context_activations(self, y_hat: Tensor, scale: Scale) -> Tensor:
         """Return what the context layer sees of y_hat (P, M): int16, ±127."""
-        seen = rshift(y_hat * scale.down, POW2_BITS + FIXED_BITS - CONTEXT_BITS)
+        seen = rshift(y_hat * scale.seen, POW2_BITS + FIXED_BITS - CONTEXT_BITS)
         return seen.clamp(-SIGNED_MAX, SIGNED_MAX).to(torch.int16)
 
-    def _code_step(self, code: StepCoder, predictions: Tensor, scale: Scale, y: Tensor | None) -> Tensor:
-        """Code the symbols of positions (P, M) from their predictions; return y_hat (P, M)."""
-        channels = len(scale.log2)
+    def _code_step(
+        self, code: StepCoder, step: Step, predictions: list[Tensor], scale: Scale, y: Tensor | None, y_hat: Tensor
+    ) -> None:
+        """Code the symbols of a step, and set y_hat (h·w, M), from the predictions (P, outputs·m) for each of its cells."""
         if self.layout.mixtures:
-            source, centre = self._mixtures(predictions, scale)
-            symbols = None
-            if y is not None:
-                symbols = (rshift(y, FIXED_BITS) - centre).clamp(-SYMBOL_MAX, SYMBOL_MAX).reshape(-1).numpy().astype(np.int16)
-            coded = torch.from_numpy(code(symbols, source).astype(np.int64)).reshape(-1, channels)
-            return (coded + centre) << FIXED_BITS
-        means, rows = self._means_rows(predictions, scale)
+            (cell,), (prediction,) = step, predictions
+            y_hat[cell.where] = self._code_mixtures(code, prediction, scale, None if y is None else y[cell.where])
+            return
+        means, rows = zip(
+            *(self._means_rows(p, scale.at(cell.channels)) for cell, p in zip(step, predictions, strict=True)), strict=True
+        )
+        all_rows = np.concatenate(rows)
         symbols = None
         if y is not None:
-            symbols = choose_symbols((y - means).reshape(-1).numpy(), rows, self.rdo_strength)
+            values = (y[cell.where][:, cell.channels] for cell in step)
+            residual = torch.cat([(v - mean).reshape(-1) for v, mean in zip(values, means, strict=True)])
+            symbols = choose_symbols(residual.numpy(), all_rows, self.rdo_strength)
         edges = WAVE_EDGES if self.layout.order == "wavefronts" else BAND_EDGES
-        coded = torch.from_numpy(code(symbols, TableRows(gaussian_master(), rows, edges)).astype(np.int64))
-        return (coded.reshape(-1, channels) << FIXED_BITS) + means
+        coded = torch.from_numpy(code(symbols, TableRows(self.y_table, all_rows, edges)).astype(np.int64))
+        for cell, mean, part in zip(step, means, coded.split([mean.numel() for mean in means]), strict=True):
+            y_hat[cell.where, cell.channels] = (part.reshape(mean.shape) << FIXED_BITS) + mean
+
+    def _code_mixtures(self, code: StepCoder, predictions: Tensor, scale: Scale, y: Tensor | None) -> Tensor:
+        """Code the symbols of positions (P, M) with mixtures; return y_hat (P, M)."""
+        source, centre = self._mixtures(predictions, scale)
+        symbols = None
+        if y is not None:
+            symbols = (rshift(y, FIXED_BITS) - centre).clamp(-SYMBOL_MAX, SYMBOL_MAX).reshape(-1).numpy().astype(np.int16)
+        coded = torch.from_numpy(code(symbols, source).astype(np.int64)).reshape(centre.shape)
+        return (coded + centre) << FIXED_BITS
 
     def _means_rows(self, predictions: Tensor, scale: Scale) -> tuple[Tensor, NDArray[np.uint8]]:
         """Return the means (P, M) in 1/256 and the table rows (P·M,) of predictions (P, M or 2·M)."""

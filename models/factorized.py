@@ -53,7 +53,7 @@ class Factorized(Network):
         """Return the logits of the cumulative density of y / std, (M, 1, n)."""
         return self.entropy_bottleneck._logits_cumulative(y, stop_gradient=False)
 
-    def forward(self, x: Tensor, level: Tensor) -> dict[str, Tensor]:
+    def forward(self, x: Tensor, level: Tensor, *, reconstruct: bool = True) -> dict[str, Tensor]:
         """See ``Network.forward``; there is no z."""
         gain = self.interpolate(self.log2_gain, level)
         y = self.g_a(x)
@@ -67,7 +67,7 @@ class Factorized(Network):
             mass = (torch.sigmoid(sign * upper) - torch.sigmoid(sign * lower)).abs()
             b, m, h, w = y.shape
             likelihoods = mass.clamp(min=LIKELIHOOD_MIN).reshape(m, b, h, w).transpose(0, 1)
-        return {"x_hat": self.g_s(y_hat).float(), "y_likelihoods": likelihoods}
+        return {"x_hat": self.g_s(y_hat).float() if reconstruct else x, "y_likelihoods": likelihoods}
 
     def layout(self) -> EntropyLayout:
         """See ``Network.layout``."""

@@ -53,7 +53,7 @@ class Hyperprior(Network):
         return y if self.cfg.means else y.abs()
 
     def predict(
-        self, v: Tensor, features: Tensor, scale: Tensor, symbols: Symbols | None = None
+        self, v: Tensor, features: Tensor, scale: Tensor, level: Tensor, symbols: Symbols | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """See ``Network.predict``."""
         symbols = symbols or self.symbols

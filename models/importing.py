@@ -1,30 +1,24 @@
 """Turn the weights of a CompressAI model into one of ours: the same transforms, and its entropy networks ready for integers.
 
 CompressAI's networks predict a mean and a linear scale of y itself; here the entropy networks see y divided by a constant per
-channel. That constant is chosen as a power of two and folded into the weights, so nothing is rounded.
+channel, which is 1 here: ``models.normalise`` chooses it at the release.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
-import torch
 from compressai.models.utils import remap_old_keys
 from compressai.zoo.pretrained import load_pretrained
-from torch import Tensor, nn
+from torch import Tensor
 
 from bitstream.errors import UsageError
-from models.entropy import CONTEXT_BITS
-from models.integer import SIGNED_MAX
-from models.layers import weight_and_bias
 from models.network import Network
 from models.registry import build
 
 LMBDAS = (0.0018, 0.0035, 0.0067, 0.0130, 0.0250, 0.0483, 0.0932, 0.1800)  # of CompressAI's qualities 1 … 8, tuned for MSE
 KNOWN = "bmshj2018-factorized, bmshj2018-hyperprior, mbt2018-mean, mbt2018, cheng2020-anchor and cheng2020-attn"
 CODER_STATE = ("gaussian_conditional.", *(f"entropy_bottleneck.{n}" for n in ("_", "target", "likelihood_lower_bound")))
-CONTEXT_REACH = SIGNED_MAX / 2**CONTEXT_BITS  # standard deviations that a context sees
 
 
 def architecture(state: dict[str, Tensor]) -> tuple[str, dict[str, Any]]:
@@ -81,28 +75,3 @@ def adopt(state: dict[str, Tensor], lmbda: float) -> tuple[str, Network]:
             f"the weights do not fit {name} ({str(error).splitlines()[-1].strip()}): they cannot be imported; known: {KNOWN}"
         ) from error
     return name, network
-
-
-@torch.no_grad()
-def fold_std(network: Network, batches: Iterable[Tensor]) -> None:
-    """Choose the constant per channel of an adopted network from crops (B, 3, H, W), and fold it into the entropy networks."""
-    layout = network.layout()
-    if not layout.hyper:
-        return
-    peaks = torch.stack([network.g_a(x).abs().transpose(0, 1).flatten(1).quantile(0.9999, dim=1) for x in batches]).amax(0)
-    log2_std = (peaks / CONTEXT_REACH).clamp(min=2.0**-6, max=2.0**8).log2().ceil()
-    network.log2_std.copy_(log2_std)
-    std = log2_std.exp2()
-    layers = network.entropy_layers()
-    _scale_inputs(network.h_a[0], std)
-    if "context" in layers:
-        _scale_inputs(layers["context"], std)
-    weight, bias = weight_and_bias(list(layers.values())[-1])
-    factor = (1 / std).repeat(len(bias) // len(std))
-    weight.mul_(factor[:, None, None, None])
-    bias.mul_(factor)
-
-
-def _scale_inputs(layer: nn.Module, std: Tensor) -> None:
-    weight, _ = weight_and_bias(layer)
-    weight.mul_(std[:, None, None])

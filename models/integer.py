@@ -14,6 +14,7 @@ Convolutions are matrix products over gathered taps: convolution kernels may be 
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Literal
@@ -93,6 +94,7 @@ class IntegerLayer:
     hi: Tensor  # (O,) int64
     act_max: int
     slope: int = SLOPE_ONE  # of the outputs below zero, in 1/65536: less than one is a leaky ReLU
+    level_bias: Tensor | None = None  # (levels, O) int64: what ``at`` adds to the bias
     parts: list[slice] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -103,11 +105,14 @@ class IntegerLayer:
             )
         if any(v.shape != self.weight.shape[1:] for v in (self.bias, self.multiplier, self.lo, self.hi)):
             raise CheckpointError("integer layer: vectors do not have one entry for each output: export it again")
+        if self.level_bias is not None and self.level_bias.shape[1:] != self.bias.shape:
+            raise CheckpointError("integer layer: level_bias does not have one entry for each output: export it again")
         if (self.lo > self.hi).any():
             raise CheckpointError("integer layer: an output range is empty: the checkpoint is damaged, export it again")
         if not 0 <= self.slope <= SLOPE_ONE:
             raise CheckpointError(f"integer layer: slope is {self.slope}, expected 0 … {SLOPE_ONE}: export it again")
-        reach = int(self.weight.long().abs().sum(0).max()) * self.act_max + _magnitude(self.bias)
+        biases = _magnitude(self.bias) + (0 if self.level_bias is None else _magnitude(self.level_bias))
+        reach = int(self.weight.long().abs().sum(0).max()) * self.act_max + biases
         if reach * _magnitude(self.multiplier) >= 2**62:
             raise CheckpointError("integer layer: products exceed 64 bits: the checkpoint is damaged, export it again")
         self.parts = exact_parts(self.weight, self.act_max)
@@ -115,7 +120,7 @@ class IntegerLayer:
         low, high = int(self.lo[0]), int(self.hi[0])
         self._range = (low, high) if (self.lo == low).all() and (self.hi == high).all() else None  # what most layers have
         self._shift = 128 if self.act_max == ACT_MAX else 0  # brings 0 … 255 into int8
-        self._bias_int8 = self.bias + self._shift * self.weight.long().sum(0)
+        self._shifted = self._shift * self.weight.long().sum(0)
         self._floats: dict[torch.dtype, list[Tensor]] = {}
 
     def __call__(self, a: Tensor, arithmetic: Arithmetic) -> Tensor:
@@ -128,10 +133,24 @@ class IntegerLayer:
             return out.clamp_(*self._range)
         return torch.minimum(torch.maximum(out, self.lo, out=out), self.hi, out=out)
 
+    def part(self, *, inputs: Tensor | None = None, outputs: Tensor | None = None) -> IntegerLayer:
+        """Return the layer of some of the outputs, for some of the inputs: those left out are zero."""
+        columns = torch.arange(self.weight.shape[1], device="cpu") if outputs is None else outputs
+        weight = (self.weight if inputs is None else self.weight[inputs])[:, columns].contiguous()
+        bias, multiplier, lo, hi = (v[columns] for v in (self.bias, self.multiplier, self.lo, self.hi))
+        level_bias = None if self.level_bias is None else self.level_bias[:, columns]
+        return IntegerLayer(weight, bias, multiplier, lo, hi, self.act_max, self.slope, level_bias)
+
+    def at(self, level_bias: Tensor) -> IntegerLayer:
+        """Return the layer with a row (O,) of ``level_bias``, or one between two rows, added to its bias."""
+        layer = copy.copy(self)
+        layer.bias = self.bias + level_bias
+        return layer
+
     def _product(self, a: Tensor, arithmetic: Arithmetic) -> Tensor:
         if arithmetic == "int8":
             shifted = (a - self._shift).to(torch.int8) if self._shift else a.to(torch.int8)
-            return torch._int_mm(shifted, self.weight).long().add_(self._bias_int8)
+            return torch._int_mm(shifted, self.weight).long().add_(self.bias + self._shifted)
         dtype = _FLOATS[arithmetic]
         if dtype not in self._floats:
             self._floats[dtype] = [self.weight[part].to(dtype) for part in self.parts]

@@ -60,7 +60,7 @@ class Joint(Network):
         return mean * scale, self.scales(raw, scale)
 
     def predict(
-        self, v: Tensor, features: Tensor, scale: Tensor, symbols: Symbols | None = None
+        self, v: Tensor, features: Tensor, scale: Tensor, level: Tensor, symbols: Symbols | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """See ``Network.predict``. Contexts see what an earlier pass rounded to, that of the first pass plainly rounded v.
 

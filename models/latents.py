@@ -45,7 +45,7 @@ class GainTable:
         return (len(self.log2_gain) - 1) * LEVEL_UNITS
 
     def interpolate(self, log2_gain: Tensor, level: int) -> Tensor:
-        """Return a row of (levels, C) at a level in 1/256, interpolated in integers."""
+        """Return a row of a table (levels, C), or (1, C) for all levels, at a level in 1/256, interpolated in integers."""
         low = min(level // LEVEL_UNITS, max(len(log2_gain) - 2, 0))
         high = min(low + 1, len(log2_gain) - 1)
         return log2_gain[low] + rshift((log2_gain[high] - log2_gain[low]) * (level - low * LEVEL_UNITS), 8)

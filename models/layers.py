@@ -83,6 +83,29 @@ class Float32(nn.Module):
             return self.module(x.float())
 
 
+def at_levels(table: Tensor, level: Tensor) -> Tensor:
+    """Return the rows (B, C) of a table (levels, C) at fractional levels (B,), linearly interpolated."""
+    low = level.floor().clamp(0, max(len(table) - 2, 0)).long()
+    high = (low + 1).clamp(max=len(table) - 1)
+    t = (level - low).float()[:, None]
+    return table[low] * (1 - t) + table[high] * t
+
+
+class LevelBias(nn.Module):
+    """A convolution, and a bias (levels, O) on its output that depends on the level; without levels the convolution alone."""
+
+    table: nn.Parameter | None
+
+    def __init__(self, layer: nn.Module, levels: int) -> None:
+        super().__init__()
+        self.layer = layer
+        self.table = nn.Parameter(torch.zeros(levels, len(weight_and_bias(layer)[1]))) if levels else None
+
+    def forward(self, x: Tensor, level: Tensor) -> Tensor:  # (B, C, h, w), (B,) in [0, levels - 1]
+        out: Tensor = self.layer(x)
+        return out if self.table is None else out + at_levels(self.table, level)[:, :, None, None]
+
+
 class BlockedGDN(nn.Module):
     """CompressAI's ``GDN`` for inference, computed block by block of positions: the same values, half of the time on a CPU.
 
@@ -159,7 +182,9 @@ class MixedPrecision:
 
 
 def weight_and_bias(layer: nn.Module) -> tuple[Tensor, Tensor]:
-    """Return weight and bias of a convolution, also of one inside ``Float32`` or CompressAI's ``subpel_conv3x3``."""
+    """Return weight and bias of a convolution, also of one inside a wrapper of ours or CompressAI's ``subpel_conv3x3``."""
+    if isinstance(layer, LevelBias):
+        layer = layer.layer
     if isinstance(layer, Float32):
         layer = layer.module
     if isinstance(layer, nn.Sequential):

@@ -8,7 +8,7 @@ from typing import Literal
 from models.rounding import RDO_STRENGTH
 
 Taps = list[tuple[int, int]]
-Order = Literal["one pass", "checkerboard", "wavefronts"]
+Order = Literal["one pass", "checkerboard", "crossed", "wavefronts"]
 
 POINT: Taps = [(0, 0)]
 TAPS_3X3: Taps = [(dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1)]
@@ -22,13 +22,14 @@ class EntropyLayout:
 
     hyper       factor of the PixelShuffle behind each layer of h_s (1: none); empty: there is no z
     order       in which the positions of y are coded
-    context     whether a 5×5 layer over coded neighbours is part of the prediction
+    context     whether a layer over coded neighbours is part of the prediction: 3×3 if crossed, else 5×5
     parameters  number of 1×1 layers behind features and context; 0: h_s predicts
     leaky       LeakyReLU (0.01) between layers, and none behind h_s and the context, instead of ReLU behind all of them
     means       whether a mean is predicted; else it is 0
     scales_first  whether the float network gives (scales, means, weights), as CompressAI's do, not (means, scales)
     linear      whether scales are predicted as they are, in imported weights, not as log2
     rdo_strength  of the encoder's dead zone (``models.rounding``); no decoder needs it
+    levelled    whether what the context sees has a gain for each level, and the context and parameter layers have a bias
     mixtures    components of the mixture that y is coded with, rounded by itself; 0: y − mean is coded with one Gaussian
     """
 
@@ -40,6 +41,7 @@ class EntropyLayout:
     means: bool = True
     scales_first: bool = True
     linear: bool = False
+    levelled: bool = False
     mixtures: int = 0
     rdo_strength: float = RDO_STRENGTH
 
@@ -51,7 +53,18 @@ class EntropyLayout:
     @property
     def taps(self) -> Taps:
         """Return the taps of the context layer."""
+        if self.order == "crossed":
+            return TAPS_3X3
         return TAPS_CAUSAL if self.order == "wavefronts" else TAPS_CHECKERBOARD
+
+    def has_level_bias(self, name: str) -> bool:
+        """Return whether the layer of a name has a bias for each level."""
+        return self.levelled and not name.startswith("hyper")
+
+    @property
+    def two_passes(self) -> bool:
+        """Return whether y has two steps, the first of them without context."""
+        return self.order in ("checkerboard", "crossed")
 
     @property
     def outputs(self) -> int:

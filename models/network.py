@@ -24,7 +24,7 @@ from pytorch_msssim import ms_ssim
 from torch import Tensor, nn
 
 from bitstream.errors import UsageError
-from models.layers import Float32, weight_and_bias
+from models.layers import Float32, at_levels, weight_and_bias
 from models.layout import EntropyLayout
 from models.rounding import ste_round, ste_symbols
 
@@ -70,6 +70,7 @@ class Network(nn.Module):
     bf16_channels_last = True  # whether bf16 may run in channels_last: training does, and g_a and h_a on CPUs fast at it
     cfg: Any
     log2_std: Tensor
+    log2_gain_context: nn.Parameter | None  # (levels, M), of what the context sees; None: 1
     g_a: nn.Sequential
     g_s: nn.Sequential
     h_a: nn.Sequential
@@ -80,6 +81,7 @@ class Network(nn.Module):
         self.cfg = cfg
         self.entropy_bottleneck = EntropyBottleneck(cfg.N if hyper else cfg.M)
         self.log2_gain = nn.Parameter(torch.zeros(cfg.levels, cfg.M))
+        self.register_parameter("log2_gain_context", None)
         if hyper:
             self.gaussian_conditional = GaussianConditional(None)
             self.log2_gain_z = nn.Parameter(torch.zeros(cfg.levels, cfg.N))
@@ -92,10 +94,7 @@ class Network(nn.Module):
 
     def interpolate(self, log2_gain: Tensor, level: Tensor) -> Tensor:
         """Return gains (B, C, 1, 1) at fractional levels (B,) from their logarithms (levels, C)."""
-        low = level.floor().clamp(0, max(self.cfg.levels - 2, 0)).long()
-        high = (low + 1).clamp(max=self.cfg.levels - 1)
-        t = (level - low).float()[:, None]
-        return (log2_gain[low] * (1 - t) + log2_gain[high] * t).exp2()[:, :, None, None]
+        return at_levels(log2_gain, level).exp2()[:, :, None, None]
 
     def gains(self, level: Tensor) -> tuple[Tensor, Tensor]:
         """Return gain (B, M, 1, 1) and gain of z (B, N, 1, 1) at fractional levels (B,)."""
@@ -106,12 +105,12 @@ class Network(nn.Module):
         return y
 
     def predict(
-        self, v: Tensor, features: Tensor, scale: Tensor, symbols: Symbols | None = None
+        self, v: Tensor, features: Tensor, scale: Tensor, level: Tensor, symbols: Symbols | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the rounded v = y·gain and the arguments of ``gaussian_conditional``, by any part of y_hat coded before.
 
-        v is (B, M, h, w), features h_s(z_hat), scale = gain·std (B, M, 1, 1). ``symbols`` rounds residuals, given their scales,
-        with a gradient: ``self.symbols`` if None; models that are not ``refinable`` have their own.
+        v is (B, M, h, w), features h_s(z_hat), scale = gain·std (B, M, 1, 1) at level (B,). ``symbols`` rounds residuals, given
+        their scales, with a gradient: ``self.symbols`` if None; models that are not ``refinable`` have their own.
         """
         raise NotImplementedError
 
@@ -132,25 +131,36 @@ class Network(nn.Module):
         medians = self.entropy_bottleneck.quantiles[:, 0, 1].detach()[:, None, None]
         return ste_round(z - medians) + medians
 
-    def forward(self, x: Tensor, level: Tensor) -> dict[str, Tensor]:
+    def forward(self, x: Tensor, level: Tensor, *, reconstruct: bool = True) -> dict[str, Tensor]:
         """Run the whole model with differentiable quantisation.
 
         x is (B, 3, H, W) in [0, 1], sides multiples of 64; level is (B,) in [0, levels - 1]. In training rates see
         uniform noise; synthesis, context and, in eval mode, rates see the coder's rounding (Minnen 2020, arXiv 2007.08739).
-        Returns x_hat (B, 3, H, W), y_likelihoods (B, M, H/16, W/16), z_likelihoods (B, N, H/64, W/64).
+        Returns x_hat (B, 3, H, W), or x itself if not ``reconstruct``, y_likelihoods (B, M, H/16, W/16), z_likelihoods
+        (B, N, H/64, W/64).
         """
+        y, z_likelihoods, y_hat, arguments = self._latents(x, level)
+        gain, _ = self.gains(level)
+        with torch.autocast(x.device.type, enabled=False):
+            coded = y * gain if self.training else y_hat
+            _, y_likelihoods = self.gaussian_conditional(coded, **arguments)
+        x_hat = self.g_s(y_hat / gain).float() if reconstruct else x
+        return {"x_hat": x_hat, "y_likelihoods": y_likelihoods, "z_likelihoods": z_likelihoods}
+
+    def coded(self, x: Tensor, level: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return y·gain as it is coded, and what ``predict`` says of it, for pictures and levels as ``forward`` takes them."""
+        _, _, y_hat, arguments = self._latents(x, level)
+        return y_hat, arguments
+
+    def _latents(self, x: Tensor, level: Tensor) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
+        """Return y, the likelihoods of z, and what ``predict`` returns."""
         gain, gain_z = self.gains(level)
-        scale = gain * self.std
         y = self.g_a(x)
         z = self.h_a(self.hyper_input(y / self.std)) * gain_z
         with torch.autocast(x.device.type, enabled=False):
             _, z_likelihoods = self.entropy_bottleneck(z)
         features = self.h_s(self.z_hat(z) / gain_z)
-        y_hat, arguments = self.predict(y * gain, features, scale)
-        with torch.autocast(x.device.type, enabled=False):
-            coded = y * gain if self.training else y_hat
-            _, y_likelihoods = self.gaussian_conditional(coded, **arguments)
-        return {"x_hat": self.g_s(y_hat / gain).float(), "y_likelihoods": y_likelihoods, "z_likelihoods": z_likelihoods}
+        return y, z_likelihoods, *self.predict(y * gain, features, gain * self.std, level)
 
     def scales(self, raw: Tensor, scale: Tensor) -> Tensor:
         """Return the scale of y·gain from a network's output: log2 of it in units of std, or linear in imported weights."""

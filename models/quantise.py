@@ -16,13 +16,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bitstream.errors import CheckpointError
-from bitstream.tables import LOG2_UNITS, MASTER_BITS, MasterTable, master_from_pmf
+from bitstream.tables import LOG2_UNITS, MASTER_BITS, MasterTable, gaussian_master, master_from_mass, master_from_pmf
 from models.entropy import CONTEXT_BITS, MEAN_BITS, MEAN_LIMIT, PREDICTION_LIMIT, IntegerEntropy
 from models.factorized import Factorized
 from models.factorized_entropy import GRID_REACH, MEDIAN_BITS, FactorizedEntropy
 from models.integer import REQUANT_BITS, SIGNED_MAX, SLOPE_ONE, IntegerLayer
 from models.latents import Z_MAX
-from models.layers import Float32, weight_and_bias
+from models.layers import Float32, LevelBias, weight_and_bias
 from models.layout import POINT, TAPS_3X3, EntropyLayout, Taps
 from models.network import Network
 
@@ -30,6 +30,8 @@ WEIGHT_BITS = 8
 LOG2_SCALE_LIMIT = 4096
 LOG2_LIMIT = 2**14  # of gains and their like in a checkpoint: 64 octaves
 OFFSET_LIMIT = 2**24  # of medians
+BIAS_LIMIT = 2**40
+MASS_LIMIT = 2**31  # of one symbol: products of the CDF rows have room for it
 LEAKY_SLOPE = 655  # 0.01 in 1/65536, nn.LeakyReLU's default
 PREFIX = "entropy."
 EntropyModel = IntegerEntropy | FactorizedEntropy
@@ -142,6 +144,7 @@ def _layer(
     outputs are put into reverse order.
     """
     matrix, bias = matrix_of(layer, taps)
+    table = layer.table if isinstance(layer, LevelBias) else None
     matrix, bias = (torch.cat(list(reversed(t.chunk(blocks, dim=-1))), dim=-1) for t in (matrix, bias))
     folded = matrix.double() * in_step.double().repeat(len(taps))[:, None]
     step = folded.abs().amax(0) / (2 ** (WEIGHT_BITS - 1) - 1)
@@ -155,6 +158,7 @@ def _layer(
         hi=hi.expand(count).clone(),
         act_max=act_max,
         slope=slope,
+        level_bias=None if table is None else (table.double() / step).round().long(),
     )
 
 
@@ -196,8 +200,12 @@ def quantise(model: Network, peaks: dict[str, Tensor]) -> dict[str, Tensor]:
         }
         if medians.any():
             tensors["z_offset"] = (medians * 256).round().int()
+        if model.log2_gain_context is not None:
+            tensors["log2_gain_context"] = (model.log2_gain_context * LOG2_UNITS).round().int()
         for name, layer in _layers(model, peaks, log2_act_z).items():
             tensors |= {f"{name}.{key}": getattr(layer, key) for key in ("weight", "bias", "multiplier", "lo", "hi")}
+            if layer.level_bias is not None:
+                tensors[f"{name}.level_bias"] = layer.level_bias
             tensors[f"{name}.act_max"] = torch.tensor([layer.act_max], dtype=torch.int32)
             if layer.slope != SLOPE_ONE:
                 tensors[f"{name}.slope"] = torch.tensor([layer.slope], dtype=torch.int32)
@@ -248,10 +256,16 @@ def _integers(part: dict[str, Tensor], name: str, limit: int = 2**62) -> Tensor:
     return tensor.long()
 
 
-def _load_layer(part: dict[str, Tensor], name: str) -> IntegerLayer:
+def _load_layer(part: dict[str, Tensor], name: str, *, levelled: bool) -> IntegerLayer:
     bias, multiplier, lo, hi = (_integers(part, f"{name}.{key}") for key in ("bias", "multiplier", "lo", "hi"))
     slope = int(part[f"{name}.slope"][0]) if f"{name}.slope" in part else SLOPE_ONE
-    return IntegerLayer(part[f"{name}.weight"], bias, multiplier, lo, hi, int(part[f"{name}.act_max"][0]), slope)
+    level_bias = _integers(part, f"{name}.level_bias", BIAS_LIMIT) if levelled else None
+    act_max = int(part[f"{name}.act_max"][0])
+    return IntegerLayer(part[f"{name}.weight"], bias, multiplier, lo, hi, act_max, slope, level_bias)
+
+
+def _y_table(part: dict[str, Tensor]) -> MasterTable:
+    return master_from_mass(_integers(part, "y_mass", MASS_LIMIT).numpy()) if "y_mass" in part else gaussian_master()
 
 
 def load_entropy(tensors: dict[str, Tensor], layout: EntropyLayout) -> EntropyModel:
@@ -275,8 +289,10 @@ def load_entropy(tensors: dict[str, Tensor], layout: EntropyLayout) -> EntropyMo
             if "z_offset" in part
             else torch.zeros(gain_z.shape[1:], dtype=torch.long),
             z_table=MasterTable(-Z_MAX, _integers(part, "z_cumulative").numpy()),
-            layers={name: _load_layer(part, name) for name in layer_names(layout)},
+            layers={name: _load_layer(part, name, levelled=layout.has_level_bias(name)) for name in layer_names(layout)},
             rdo_strength=0.0 if layout.linear else layout.rdo_strength,
+            log2_gain_context=_integers(part, "log2_gain_context", LOG2_LIMIT) if layout.levelled else None,
+            y_table=_y_table(part),
         )
     except KeyError as error:
         raise CheckpointError(f"checkpoint: tensor {error} is missing: export it again") from error

@@ -48,10 +48,19 @@ def ste_round(x: Tensor) -> Tensor:
     return x + (x.round() - x).detach()
 
 
+def scale_index_of(scales: Tensor) -> Tensor:
+    """Return the scale indexes of float scales, neither rounded nor clamped."""
+    return (scales.float().log2() * LOG2_UNITS + 815) * (1442 / 65536)
+
+
+def scale_indexes(scales: Tensor) -> Tensor:
+    """Return the scale indexes of float scales: what ``bitstream.tables.scale_index`` gives for integers."""
+    return scale_index_of(scales).nan_to_num(0.0).round().clamp(0, SCALES - 1).long()
+
+
 def ste_symbols(residual: Tensor, scales: Tensor, strength: float = RDO_STRENGTH) -> Tensor:
     """Do in training what ``choose_symbols`` does in coding; the gradient passes straight through."""
     zones = torch.from_numpy(dead_zone(strength)).to(residual.device) / (1 << FIXED_BITS)
-    index = (scales.detach().float().log2() * LOG2_UNITS + 815) * (1442 / 65536)  # ``bitstream.tables.scale_index``
-    zone = zones[index.nan_to_num(0.0).round().clamp(0, SCALES - 1).long()]
+    zone = zones[scale_indexes(scales.detach())]
     plain = residual.detach()
     return residual + (plain.round() * (plain.abs() >= zone) - plain)

@@ -21,6 +21,7 @@ from bitstream.errors import CheckpointError, DesyncError, UsageError
 from bitstream.mixture import mixture_crc
 from bitstream.tables import constants_crc
 from models.checkpoint import Checkpoint, load_checkpoint
+from models.entropy import IntegerEntropy
 from models.layers import MixedPrecision
 from models.layout import EntropyLayout
 from models.network import Network, RateConfig
@@ -146,7 +147,9 @@ class LoadedModel:
         """Return y refined for x at a level in 1/256 (``models.refine``), for ``refinable`` models."""
         begin = time.perf_counter()
         if self._refiner is None:
-            self._refiner = Refiner(self.checkpoint, load_network(self.checkpoint), self.device, autocast=self._fast)
+            assert isinstance(self.entropy, IntegerEntropy)
+            network = load_network(self.checkpoint)
+            self._refiner = Refiner(self.checkpoint, network, self.entropy.y_table, self.device, autocast=self._fast)
         assert z is not None
         refined = self._refiner.refine(x, y, z, level, steps, progress)
         self._time("refine", begin)

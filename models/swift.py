@@ -1,12 +1,16 @@
-"""``swift``: a mean-scale hyperprior with a checkerboard context whose transforms work at 1/8 and 1/16 resolution.
+"""``swift``: a mean-scale hyperprior with a two-pass context whose transforms work at 1/8 and 1/16 resolution.
 
 Dense 1×1 and 3×3 convolutions on few positions run near a CPU's peak where strided 5×5 ones with GDN do not. The first
 layers start as a lapped Karhunen–Loève transform (``models.klt``), so training begins from a good linear codec.
 
     x ─ lap ─ unshuffle 8 ─ 1×1 ─ blocks ─ 3×3 ↓2 ─ blocks ─ 1×1 ─ y ──── · gain ─ Q ─ y_hat · 1/gain ── g_s ─ x_hat
                                                                    │                 │
-                                                                   └ h_a ─ z ─ Q ─ h_s ┐ context (anchors → rest)
+                                                                   └ h_a ─ z ─ Q ─ h_s ┐ context (first pass → second)
                                                                                   parameters ─ mean, scale
+
+The context is crossed: the first pass codes the even channels at anchors and the odd ones elsewhere, the second the rest, from
+the 3×3 neighbours and half of the channels at the very position. What it sees has a gain for each level, it and the parameter
+network have a bias: at low rates neighbours are noisy. Or it is a plain checkerboard of positions ("checkerboard").
 
 This file holds the float networks; gains and the training ``forward`` are in ``models.network``. Coding runs in integers:
 ``models.entropy``.
@@ -17,6 +21,7 @@ Sources: Ballé 2018 (arXiv 1802.01436), Minnen 2018 (1809.02736), He 2021 (chec
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from compressai.layers import CheckerboardMaskedConv2d, conv1x1, conv3x3, subpel_conv3x3
@@ -24,15 +29,20 @@ from compressai.models.sensetime import ResidualBottleneckBlock
 from compressai.models.utils import conv
 from torch import Tensor, nn
 
-from models.layers import Float32, LappedFilter
+from bitstream.errors import UsageError
+from models.layers import Float32, LappedFilter, LevelBias
 from models.layout import EntropyLayout
-from models.network import Network, RateConfig, Symbols
-from models.schedule import anchor_mask
+from models.network import Network, RateConfig, Symbols, zero_start
+from models.schedule import anchor_mask, crossed_mask
 
 
 @dataclass(frozen=True)
 class SwiftConfig(RateConfig):
-    """Sizes of ``swift``. Channels are at 1/8 (C), 1/16 (D), of y (M), of z (N); ``lmbda_*`` span the rate levels."""
+    """Sizes of ``swift``. Channels are at 1/8 (C), 1/16 (D), of y (M), of z (N); ``lmbda_*`` span the rate levels.
+
+    ``order`` is that of the two passes: "crossed", whose context also knows the level, or "checkerboard", for checkpoints older
+    than the choice.
+    """
 
     C: int = 192
     D: int = 320
@@ -46,6 +56,17 @@ class SwiftConfig(RateConfig):
     levels: int = 9
     lmbda_min: float = 0.000343
     lmbda_max: float = 0.3
+    order: Literal["checkerboard", "crossed"] = "checkerboard"
+
+    @property
+    def context_levels(self) -> int:
+        """Return the number of levels that the context and the parameter network tell apart: all or none."""
+        return self.levels if self.order == "crossed" else 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.order not in ("checkerboard", "crossed") or self.M % 2:
+            raise UsageError(f"order is {self.order!r} of {self.M} channels, expected checkerboard or crossed, and an even M")
 
 
 def _blocks(channels: int, count: int) -> nn.Sequential:
@@ -121,20 +142,17 @@ class HyperSynthesis(nn.Sequential):
         self.relu_2 = nn.ReLU(inplace=True)
 
 
-class Parameters(nn.Sequential):
-    """Features and context (B, 2F, h, w) → mean and log2 scale of y / std (B, 2M, h, w)."""
-
-    hidden: nn.Conv2d
-    out: Float32
+class Parameters(nn.Module):
+    """Features and context (B, 2F, h, w), and the level (B,) → mean and log2 scale of y / std (B, 2M, h, w)."""
 
     def __init__(self, cfg: SwiftConfig) -> None:
         super().__init__()
-        self.hidden = conv1x1(2 * cfg.features, cfg.hidden)
-        self.relu = nn.ReLU(inplace=True)
-        out = conv1x1(cfg.hidden, 2 * cfg.M)
-        nn.init.zeros_(out.weight)  # mean 0 and scale 1: right for every channel and level at the start
-        nn.init.zeros_(out.bias)
-        self.out = Float32(out)
+        self.hidden = LevelBias(conv1x1(2 * cfg.features, cfg.hidden), cfg.context_levels)
+        self.out = LevelBias(Float32(conv1x1(cfg.hidden, 2 * cfg.M)), cfg.context_levels)
+        zero_start(self.out)
+
+    def forward(self, x: Tensor, level: Tensor) -> Tensor:
+        return self.out(torch.relu(self.hidden(x, level)), level)
 
 
 class Swift(Network):
@@ -153,32 +171,53 @@ class Swift(Network):
         self.g_s = Synthesis(cfg)
         self.h_a = HyperAnalysis(cfg)
         self.h_s = HyperSynthesis(cfg)
-        self.context = CheckerboardMaskedConv2d(cfg.M, cfg.features, kernel_size=5, padding=2)
+        if cfg.order == "crossed":
+            context = conv3x3(cfg.M, cfg.features)
+            self.log2_gain_context = nn.Parameter(torch.zeros(cfg.levels, cfg.M))
+        else:
+            context = CheckerboardMaskedConv2d(cfg.M, cfg.features, kernel_size=5, padding=2)
+        self.context = LevelBias(context, cfg.context_levels)
         self.parameters_net = Parameters(cfg)
 
     def predict(
-        self, v: Tensor, features: Tensor, scale: Tensor, symbols: Symbols | None = None
+        self, v: Tensor, features: Tensor, scale: Tensor, level: Tensor, symbols: Symbols | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """See ``Network.predict``: the anchors without context, then the rest with the anchors as context."""
+        """See ``Network.predict``: the first pass without context, then the second with the first as context."""
         symbols = symbols or self.symbols
-        anchors = anchor_mask(v.shape[-2], v.shape[-1], v.device)
-        context = torch.zeros_like(features)
-        means, scales = self.means_scales(features, context, scale)
+        first = self._first_pass(v)
+        means, scales = self.means_scales(features, torch.zeros_like(features), scale, level)
         y_hat = symbols(v - means, scales) + means
-        context = torch.relu(self.context(y_hat * anchors / scale)) * ~anchors
-        means_2, scales_2 = self.means_scales(features, context, scale)
-        means, scales = torch.where(anchors, means, means_2), torch.where(anchors, scales, scales_2)
-        y_hat = torch.where(anchors, y_hat, symbols(v - means, scales) + means)
+        seen = y_hat * first / scale
+        if self.log2_gain_context is not None:
+            seen = seen * self.interpolate(self.log2_gain_context, level)
+        context = torch.relu(self.context(seen, level))
+        means_2, scales_2 = self.means_scales(features, context, scale, level)
+        means, scales = torch.where(first, means, means_2), torch.where(first, scales, scales_2)
+        y_hat = torch.where(first, y_hat, symbols(v - means, scales) + means)
         return y_hat, {"scales": scales, "means": means}
 
-    def means_scales(self, features: Tensor, context: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    def _first_pass(self, v: Tensor) -> Tensor:
+        """Return the mask, (h, w) or (M, h, w), of what is coded first of v (B, M, h, w)."""
+        channels, h, w = v.shape[1:]
+        return crossed_mask(channels, h, w, v.device) if self.cfg.order == "crossed" else anchor_mask(h, w, v.device)
+
+    def means_scales(self, features: Tensor, context: Tensor, scale: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and scale (B, M, h, w) of y·gain from the (B, F, h, w) features and context."""
-        mean, log2_scale = self.parameters_net(torch.cat([features, context.to(features.dtype)], dim=1)).chunk(2, dim=1)
+        both = torch.cat([features, context.to(features.dtype)], dim=1)
+        mean, log2_scale = self.parameters_net(both, level).chunk(2, dim=1)
         return mean * scale, self.scales(log2_scale, scale)
 
     def layout(self) -> EntropyLayout:
         """See ``Network.layout``."""
-        return EntropyLayout((2, 2), order="checkerboard", context=True, parameters=2, scales_first=False, rdo_strength=0.8)
+        return EntropyLayout(
+            (2, 2),
+            order=self.cfg.order,
+            context=True,
+            parameters=2,
+            scales_first=False,
+            levelled=self.cfg.order == "crossed",
+            rdo_strength=0.8,
+        )
 
     def entropy_layers(self) -> dict[str, nn.Module]:
         """See ``Network.entropy_layers``."""

@@ -14,7 +14,7 @@ from pathlib import Path
 import click
 import torch
 
-from codec.release import measure
+from codec.release import measure, quantisation_cost
 from codec.training.data import load_rgb
 from codec.training.export import trained_model
 from codec.training.state import read_state
@@ -34,7 +34,8 @@ def main(state: Path, folder: Path, out: Path, model: str) -> None:
     loaded = LoadedModel(load_checkpoint(model), cpu, encode_dtype=torch.float32)
     paths = sorted(folder.glob("*.png"))
     pictures = [load_rgb(path)[None].float() / 255 for path in paths]
-    rd, cost = measure(network, loaded, [x[..., : x.shape[2] // 64 * 64, : x.shape[3] // 64 * 64] for x in pictures])
+    pictures = [x[..., : x.shape[2] // 64 * 64, : x.shape[3] // 64 * 64] for x in pictures]
+    rd, cost = measure(loaded, pictures), quantisation_cost(network, loaded, pictures)
     result = {
         "checkpoint": loaded.checkpoint.sha256,
         "pictures": len(paths),

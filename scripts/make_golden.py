@@ -23,6 +23,7 @@ from models.factorized import FactorizedConfig
 from models.hyperprior import HyperpriorConfig
 from models.joint import ContextConfig
 from models.klt import klt_start
+from models.layers import weight_and_bias
 from models.network import Network, RateConfig
 from models.quantise import calibrate, quantise
 from models.registry import build
@@ -30,8 +31,10 @@ from models.runtime import tables_crc, transforms
 from models.swift import SwiftConfig
 
 FOLDER = Path(__file__).resolve().parent.parent / "tests" / "golden"
+SMALL_SWIFT = SwiftConfig(C=24, D=32, M=32, N=16, blocks_8=1, blocks_16=1, hyper=16, features=16, hidden=24, levels=4)
 TINY: dict[str, RateConfig] = {
-    "swift": SwiftConfig(C=24, D=32, M=32, N=16, blocks_8=1, blocks_16=1, hyper=16, features=16, hidden=24, levels=4),
+    "swift": SMALL_SWIFT,
+    "crossed": dataclasses.replace(SMALL_SWIFT, order="crossed"),  # a swift too
     "factorized": FactorizedConfig(N=8, M=8, levels=4),  # each channel of y has a table of 16 kB
     "hyperprior": HyperpriorConfig(N=16, M=16, levels=4),
     "joint": ContextConfig(N=16, M=16, levels=4),
@@ -66,15 +69,15 @@ def tiny_checkpoint(path: Path, name: str) -> None:
     """Write a small model: KLT transforms, entropy model with random weights large enough to matter."""
     torch.manual_seed(1)
     torch.set_num_threads(1)
-    config = dataclasses.asdict(TINY[name])
-    model = build(name, config).eval()
+    config, kind = dataclasses.asdict(TINY[name]), "swift" if name == "crossed" else name
+    model = build(kind, config).eval()
     klt_start(model, [crops(100), crops(200)])
     with torch.no_grad():
         stir(model, name)
         model.log2_gain.add_(torch.randn_like(model.log2_gain) * 0.2)
     tensors = quantise(model, calibrate(model, [crops(300 + 10 * i) for i in range(8)]))
     tensors |= transforms(model, torch.float16)
-    save_checkpoint(path, model=name, config=config, tensors=tensors, constants_crc=tables_crc(model.layout()))
+    save_checkpoint(path, model=kind, config=config, tensors=tensors, constants_crc=tables_crc(model.layout()))
 
 
 def stir(model: Network, name: str) -> None:
@@ -90,9 +93,12 @@ def stir(model: Network, name: str) -> None:
         return
     if name == "hyperprior":
         bottleneck.quantiles[:, 0, 1] = torch.randn(model.cfg.N) * 0.7
-    last = list(model.entropy_layers().values())[-1].module  # type: ignore[union-attr]
-    last.weight.normal_(0, 0.3)
-    last.bias.add_(torch.randn_like(last.bias) * 0.1)
+    weight, bias = weight_and_bias(list(model.entropy_layers().values())[-1])
+    weight.normal_(0, 0.3)
+    bias.add_(torch.randn_like(bias) * 0.1)
+    for key, table in model.named_parameters():
+        if key.endswith(".table") or key == "log2_gain_context":
+            table.add_(torch.randn_like(table) * 0.2)
 
 
 def main() -> None:

@@ -37,10 +37,10 @@ MULTISTEP_FACTOR = 0.5
 
 
 def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
-    """Sort parameters into trunk, residual blocks, entropy networks and gains, each with its learning rate."""
+    """Sort the parameters that learn into trunk, residual blocks, entropy networks and gains, each with its learning rate."""
     groups: dict[str, list[nn.Parameter]] = {"trunk": [], "blocks": [], "entropy": [], "gains": []}
     for name, parameter in model.named_parameters():
-        if name.endswith("quantiles"):
+        if not parameter.requires_grad or name.endswith("quantiles"):
             continue  # symbols are round(z): medians and tails are never asked for
         if name.startswith("log2_gain"):
             groups["gains"].append(parameter)
@@ -50,6 +50,14 @@ def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
             groups["entropy"].append(parameter)
     rates = {"trunk": recipe.lr_trunk, "blocks": recipe.lr_blocks, "entropy": recipe.lr_entropy, "gains": recipe.lr_gains}
     return [{"params": groups[name], "lr": rates[name], "base_lr": rates[name]} for name in groups if groups[name]]
+
+
+def _learns(name: str, only: str) -> bool:
+    """Return whether a parameter learns where ``only`` a part of the model does (``Recipe``)."""
+    transform = name.startswith(("g_a.", "g_s."))
+    if only == "entropy":
+        return not transform and name != "log2_gain"
+    return only == "all" or (transform and name.endswith("bias"))
 
 
 def _launch(device: str, devices: int) -> Fabric:
@@ -164,6 +172,8 @@ class Trainer:
         self.model.load_state_dict(taken, strict=False)
         self.memory_format = torch.channels_last if self.model.bf16_channels_last else torch.contiguous_format
         self.model.to(memory_format=self.memory_format)
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(_learns(name, recipe.only))
         optimizer = torch.optim.Adam(parameter_groups(self.model, recipe), betas=(0.9, 0.99), fused=True)
         self.net, self.optimizer = self.fabric.setup(self.model, optimizer)
         self.ema = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
@@ -235,8 +245,8 @@ class Trainer:
         draw = self.rng.uniform(-0.25, top + 0.25, size=self.batch_size).clip(0, top)[self.part]
         level = torch.tensor(draw, dtype=torch.float32, device=x.device)
         with self._precision(float32=self.progress() >= 1 - recipe.float32_share and self.step % 2 == 0):
-            out = self.net(x, level)
-        bpp, distortion = rate_distortion(out, x, self.model.cfg.tune)
+            out = self.net(x, level, reconstruct=recipe.only != "entropy")
+        bpp, distortion = rate_distortion(out, x, cfg.tune)
         loss = self._loss(bpp, distortion, level).mean()
         for group in self.optimizer.param_groups:
             group["lr"] = group["base_lr"] * self.learning_rate_factor()

@@ -22,6 +22,7 @@ DEFAULT_RECIPE = "swift"
 LEARNING_RATES = ("lr_trunk", "lr_blocks", "lr_entropy", "lr_gains")
 MS_SSIM_CROP = 192  # the least multiple of 64 that its five scales and windows of 11 fit into
 SCHEDULES = ("cosine", "multistep", "plateau")
+PARTS = ("all", "entropy", "biases")
 CODE_RATES: dict[str, dict[str, tuple[int, int]]] = {  # channels N, M as the report states them
     "factorized": {"low": (128, 192), "high": (192, 320)},
     "hyperprior": {"low": (128, 192), "high": (192, 320)},
@@ -38,9 +39,13 @@ class Recipe:
 
     The schedule ends after ``epochs``, or after ``minutes`` where epochs is 0, and never later than after ``steps``. In its
     last ``float32_share`` every other step runs in float32: decoders do, and weights that know only bf16 lose up to 1 dB there.
+
+    ``only`` a part learns: "entropy" is all but g_a, g_s and the gains of y, by the rate alone, at a third of a step's cost;
+    "biases" are those of g_a and g_s.
     """
 
     model: str = "swift"
+    only: str = "all"
     config: dict[str, Any] = field(default_factory=dict)
     crop: int = 192
     batch_size: int = 8
@@ -83,6 +88,8 @@ class Recipe:
             raise UsageError(f"recipe: crop is {self.crop}, MS-SSIM needs {MS_SSIM_CROP} or more for its five scales")
         if not 0 <= self.float32_share <= 1:
             raise UsageError(f"recipe: float32_share is {self.float32_share}, expected 0 … 1")
+        if self.only not in PARTS:
+            raise UsageError(f"recipe: only is {self.only!r}, expected one of {', '.join(PARTS)}")
         if self.schedule not in SCHEDULES:
             raise UsageError(f"recipe: schedule is {self.schedule!r}, expected one of {', '.join(SCHEDULES)}")
 

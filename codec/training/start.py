@@ -58,14 +58,15 @@ def released_weights(path: Path) -> tuple[dict[str, Tensor], RateConfig, dict[st
 
 
 def regraded(source: dict[str, Tensor], old: RateConfig, new: RateConfig) -> dict[str, Tensor]:
-    """Return the gains (levels, C) of a model at the λ of other levels: linear in log λ, also beyond the outermost levels."""
+    """Return the tables (levels, C) of a model at the λ of other levels: linear in log λ, also beyond the outermost levels."""
     if (old.levels, old.lmbda_min, old.lmbda_max) == (new.levels, new.lmbda_min, new.lmbda_max) or old.levels < 2:
         return {}
     at_old, at_new = (cfg.lmbda(torch.arange(cfg.levels, dtype=torch.float64)).log() for cfg in (old, new))
     place = (at_new - at_old[0]) / (at_old[1] - at_old[0])
     low = place.floor().clamp(0, old.levels - 2).long()
     part = (place - low).float()[:, None]
-    return {name: source[name][low] * (1 - part) + source[name][low + 1] * part for name in GAINS if name in source}
+    tables = [name for name in source if name.startswith("log2_gain") or name.endswith(".table")]
+    return {name: source[name][low] * (1 - part) + source[name][low + 1] * part for name in tables}
 
 
 def transferable(model: Network, source: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -17,6 +17,7 @@ from bitstream.engines.reference import ReferenceEngine
 from bitstream.engines.torchac import TorchacEngine
 from bitstream.errors import EngineError
 from models.klt import klt_start
+from models.layers import weight_and_bias
 from models.network import Network
 from models.registry import MODELS, build
 from models.runtime import LoadedModel
@@ -25,7 +26,7 @@ from models.swift import Swift, SwiftConfig
 TINY = SwiftConfig(C=24, D=32, M=32, N=16, blocks_8=1, blocks_16=1, hyper=16, features=16, hidden=24, levels=4)
 
 
-@pytest.fixture(scope="session", params=sorted(MODELS))
+@pytest.fixture(scope="session", params=[*sorted(MODELS), "crossed"])
 def model(request, golden) -> LoadedModel:
     """A loaded model with its frozen tiny checkpoint, on the CPU. Do not change it."""
     return LoadedModel.load(golden / f"tiny-{request.param}.safetensors", torch.device("cpu"))
@@ -76,13 +77,26 @@ def network() -> Swift:
         net = Swift(TINY).eval()
         klt_start(net, [crops(100), crops(200)])
         with torch.no_grad():
-            net.parameters_net.out.module.weight.normal_(0, 0.3)
-            net.parameters_net.out.module.bias.normal_(0, 0.1)
+            weight, bias = weight_and_bias(net.parameters_net.out)
+            weight.normal_(0, 0.3)
+            bias.normal_(0, 0.1)
             net.log2_gain.add_(torch.randn_like(net.log2_gain) * 0.2)
     return net
 
 
 SMALL = {"N": 8, "M": 8, "levels": 4}
+SMALL_SWIFT = {
+    "C": 16,
+    "D": 24,
+    "M": 10,
+    "N": 8,
+    "blocks_8": 1,
+    "blocks_16": 1,
+    "hyper": 8,
+    "features": 8,
+    "hidden": 12,
+    "levels": 4,
+}
 VARIANTS = {
     "factorized": ("factorized", SMALL),
     "hyperprior": ("hyperprior", SMALL),
@@ -94,6 +108,7 @@ VARIANTS = {
     "attention": ("attention", SMALL),
     "attention, imported": ("attention", SMALL | {"mixtures": 1, "linear_scale": True}),
     "anchor": ("attention", SMALL | {"mixtures": 2, "attention_blocks": False}),
+    "swift, crossed": ("swift", SMALL_SWIFT | {"order": "crossed"}),
 }
 
 
@@ -121,12 +136,15 @@ def stirred(variant: str) -> Network:
                 parameter.add_(0.2 * torch.randn_like(parameter))
             bottleneck.matrices[0].add_(1.5)  # a fresh density is some ten standard deviations wide
         else:
-            last = list(net.entropy_layers().values())[-1].module
-            last.weight.normal_(0, 0.2)
-            last.bias.add_(0.1 * torch.randn_like(last.bias))
+            weight, bias = weight_and_bias(list(net.entropy_layers().values())[-1])
+            weight.normal_(0, 0.2)
+            bias.add_(0.1 * torch.randn_like(bias))
             if getattr(net.cfg, "linear_scale", False):
                 m = net.cfg.M
-                last.bias[:m] = 1.0  # the scales come first
+                bias[:m] = 1.0  # the scales come first
+            for name, table in net.named_parameters():
+                if name.endswith(".table") or name == "log2_gain_context":
+                    table.add_(0.2 * torch.randn_like(table))
         net.log2_gain.add_(0.2 * torch.randn_like(net.log2_gain))
     return net
 

@@ -193,10 +193,14 @@ def test_the_crc_covers_z_and_every_step(entropy, channels_z, h, w):
     channels = len(entropy.log2_std)
     y = torch.randint(-2000, 2000, (h * w, channels), generator=generator)
     _, writer = round_trip(entropy, Latents(y, random_z(channels_z, h * w // 16, generator)), h=h, w=w)
-    steps = [len(step) for segment in segments(entropy.layout.order, h, w) for step in segment]
-    assert sum(steps) == h * w
+    sizes = [
+        sum(len(cell.where) * len(range(channels)[cell.channels]) for cell in step)
+        for segment in segments(entropy.layout.order, h, w)
+        for step in segment
+    ]
+    assert sum(sizes) == h * w * channels
     z = [h * w // 16 * channels_z] if channels_z else []
-    assert [len(group) for group in writer.groups] == z + [channels * step for step in steps]
+    assert [len(group) for group in writer.groups] == z + sizes
 
 
 def changed_by(entropy, latents, position):

@@ -142,6 +142,29 @@ def test_layer_does_not_change_its_input_or_bias(arithmetic):
     assert torch.equal(layer(a, arithmetic), first)
 
 
+@pytest.mark.parametrize("arithmetic", ARITHMETICS)
+def test_part_of_a_layer_gives_those_outputs_of_inputs_that_are_zero_elsewhere(arithmetic):
+    layer = layer_of(random_weight(30, 12), bias=torch.arange(12) * 1000 - 5000)
+    inputs, outputs = torch.tensor([0, 3, 4, 17, 29]), torch.tensor([1, 5, 11])
+    a = torch.randint(0, 256, (9, 30), generator=torch.Generator().manual_seed(1)).to(torch.int16)
+    seen = torch.zeros_like(a)
+    seen[:, inputs] = a[:, inputs]
+    part = layer.part(inputs=inputs, outputs=outputs)
+    assert torch.equal(part(a[:, inputs].contiguous(), arithmetic), by_definition(layer, seen)[:, outputs])
+    assert torch.equal(layer.part(outputs=outputs)(a, arithmetic), by_definition(layer, a)[:, outputs])
+
+
+@pytest.mark.parametrize("arithmetic", ARITHMETICS)
+def test_a_layer_at_a_level_adds_its_row_to_the_bias(arithmetic):
+    rows = torch.tensor([[100, -200, 300], [7, 8, 9]])
+    plain = layer_of(random_weight(20, 3))
+    layer = IntegerLayer(plain.weight, plain.bias, plain.multiplier, plain.lo, plain.hi, ACT_MAX, level_bias=rows)
+    a = torch.randint(0, 256, (5, 20), generator=torch.Generator().manual_seed(1)).to(torch.int16)
+    for row in rows:
+        assert torch.equal(layer.at(row)(a, arithmetic), plain(a, arithmetic) + row)
+    assert torch.equal(layer(a, arithmetic), plain(a, arithmetic))
+
+
 def test_layer_that_could_leave_64_bits_is_refused():
     with pytest.raises(CheckpointError, match="exceed 64 bits"):
         layer_of(random_weight(4, 4), multiplier=torch.full((4,), 2**50))
@@ -300,6 +323,8 @@ def test_pixel_shuffle_equals_torchs(h, w, factor):
         {"slope": 2**40},
         {"slope": -1},
         {"bias": torch.tensor([-(2**63)])},
+        {"level_bias": torch.tensor([[0], [-(2**62)]])},
+        {"level_bias": torch.zeros(2, 3, dtype=torch.long)},
         {"multiplier": torch.tensor([-(2**63)])},
     ],
     ids=lambda changes: next(iter(changes)),

@@ -7,7 +7,7 @@ import torch
 from compressai.layers import subpel_conv3x3
 from torch import nn
 
-from models.layers import Float32, LappedFilter, dct_matrix, lapped_filter, weight_and_bias
+from models.layers import Float32, LappedFilter, LevelBias, at_levels, dct_matrix, lapped_filter, weight_and_bias
 
 
 @pytest.mark.parametrize("n", [2, 4, 8, 16])
@@ -63,7 +63,15 @@ def test_float32_island_stays_float32_under_autocast():
         assert Float32(linear)(torch.ones(1, 4, dtype=torch.bfloat16)).dtype == torch.float32
 
 
-@pytest.mark.parametrize("wrap", [lambda conv: conv, Float32, lambda conv: nn.Sequential(conv, nn.PixelShuffle(1))])
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda conv: conv,
+        Float32,
+        lambda conv: LevelBias(Float32(conv), 2),
+        lambda conv: nn.Sequential(conv, nn.PixelShuffle(1)),
+    ],
+)
 def test_weight_and_bias_looks_inside(wrap):
     conv = nn.Conv2d(2, 3, 1)
     weight, bias = weight_and_bias(wrap(conv))
@@ -74,3 +82,30 @@ def test_weight_and_bias_looks_inside(wrap):
 def test_weight_and_bias_of_subpel_conv():
     layer = subpel_conv3x3(2, 3, 2)
     assert weight_and_bias(layer)[0].shape == (12, 2, 3, 3)
+
+
+def test_rows_of_a_table_are_interpolated_between_levels():
+    table = torch.tensor([[0.0, 10.0], [1.0, 20.0], [4.0, 0.0]])
+    got = at_levels(table, torch.tensor([0.0, 0.5, 1.0, 1.75, 2.0]))
+    assert torch.equal(got, torch.tensor([[0.0, 10.0], [0.5, 15.0], [1.0, 20.0], [3.25, 5.0], [4.0, 0.0]]))
+    assert torch.equal(at_levels(table[:1], torch.tensor([0.0])), table[:1])
+
+
+def test_level_bias_adds_the_row_of_each_picture():
+    conv = nn.Conv2d(2, 3, 1)
+    layer = LevelBias(conv, 2)
+    x = torch.rand(3, 2, 4, 4)
+    level = torch.tensor([0.0, 0.25, 1.0])
+    assert torch.equal(layer(x, level), conv(x))  # a fresh table is zero
+    with torch.no_grad():
+        layer.table.copy_(torch.tensor([[0.0, 0.0, 4.0], [1.0, 0.0, 0.0]]))
+    added = torch.tensor([[0.0, 0.0, 4.0], [0.25, 0.0, 3.0], [1.0, 0.0, 0.0]])
+    torch.testing.assert_close(layer(x, level), conv(x) + added[:, :, None, None])
+
+
+def test_level_bias_without_levels_is_the_layer():
+    conv = nn.Conv2d(2, 3, 1)
+    layer = LevelBias(conv, 0)
+    x = torch.rand(1, 2, 4, 4)
+    assert torch.equal(layer(x, torch.zeros(1)), conv(x))
+    assert [name for name, _ in layer.named_parameters()] == ["layer.weight", "layer.bias"]

@@ -152,7 +152,7 @@ def test_gains_hit_the_levels(small_network):
 def walk(network, v, features):
     """Return y_hat and all arguments of the likelihood for v at gain and std 1."""
     with torch.inference_mode():
-        y_hat, arguments = network.predict(v, features, torch.ones(1, network.cfg.M, 1, 1))
+        y_hat, arguments = network.predict(v, features, torch.ones(1, network.cfg.M, 1, 1), torch.zeros(1))
     return [y_hat, *arguments.values()]
 
 
@@ -253,3 +253,12 @@ def test_pictures_without_error_have_no_distortion(measured):
     for tune in ("psnr", "ms-ssim"):
         _, distortion = rate_distortion(out | {"x_hat": x}, x, tune)
         assert distortion.tolist() == pytest.approx([0, 0], abs=1e-7)
+
+
+@torch.no_grad()
+def test_without_reconstruction_the_rates_are_the_same(small_network, crops):
+    x, level = crops(5), torch.zeros(4)
+    whole, rates = small_network(x, level), small_network(x, level, reconstruct=False)
+    assert rates["x_hat"] is x
+    for name in set(whole) - {"x_hat"}:
+        assert torch.equal(whole[name], rates[name])

@@ -48,7 +48,7 @@ def float_walk(network, x, level):
         y = network.g_a(x)
         z = network.h_a(y / std)
         features = network.h_s((z * gain_z).round() / gain_z)
-        means, scales = network.means_scales(features, torch.zeros_like(features), gain * std)
+        means, scales = network.means_scales(features, torch.zeros_like(features), gain * std, torch.tensor([float(level)]))
     rows = [t[0].permute(1, 2, 0).flatten(0, 1) for t in (features, means, scales)]
     return y, z, *rows, (gain * std)[0, :, 0, 0]
 

@@ -65,7 +65,7 @@ def test_gradients_are_finite_at_the_start(crops):
 def walk(network, v, features):
     """Return y_hat, means and scales of the network's own prediction of v at gain and std 1."""
     with torch.inference_mode():
-        y_hat, arguments = network.predict(v, features, torch.ones(1, network.cfg.M, 1, 1))
+        y_hat, arguments = network.predict(v, features, torch.ones(1, network.cfg.M, 1, 1), torch.zeros(1))
     return y_hat, arguments["means"], arguments["scales"]
 
 

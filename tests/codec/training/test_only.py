@@ -1,0 +1,64 @@
+"""A run in which only a part of the model learns leaves the rest as it is."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+pytest.importorskip("lightning", reason="training needs the train extra")
+
+from bitstream.errors import UsageError  # noqa: E402
+from codec.training.loop import Trainer  # noqa: E402
+from codec.training.recipe import Recipe  # noqa: E402
+
+
+def changed(data, recipe, **fields):
+    """Return the names of the tensors that three steps change, in the model and in the averaged weights, and the last row."""
+    trainer = Trainer(Recipe.load(recipe, **fields), data, device="cpu")
+    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    for _ in range(3):
+        row = trainer.train_step()
+    after = trainer.model.state_dict()
+    names = {name for name in before if not torch.equal(before[name], after[name])}
+    assert {name for name in before if not torch.equal(before[name], trainer.ema[name])} <= names
+    return names, set(before), row
+
+
+@pytest.mark.parametrize("order", ["checkerboard", "crossed"])
+def test_the_entropy_networks_alone(data, recipe, order):
+    config = Recipe.load(recipe).config | {"order": order}
+    names, every, row = changed(data, recipe, only="entropy", config=config)
+    frozen = {name for name in every if name.startswith(("g_a.", "g_s.")) or name == "log2_gain"}
+    assert not names & frozen
+    for part in ("h_a.", "h_s.", "context.", "parameters_net.", "log2_gain_z", "entropy_bottleneck."):
+        assert any(name.startswith(part) for name in names), part
+    assert row["bpp"] > 0
+
+
+def test_the_biases_of_the_transforms_alone(data, recipe):
+    config = Recipe.load(recipe).config | {"order": "crossed"}  # the mask of a checkerboard is put on its weights at each step
+    names, every, _ = changed(data, recipe, only="biases", float32_share=1.0, config=config)
+    biases = {name for name in every if name.startswith(("g_a.", "g_s.")) and name.endswith("bias")}
+    assert names <= biases
+    assert {"g_a.head.module.bias", "g_s.tail.bias"} <= names
+
+
+def test_a_resumed_run_goes_on_with_its_part(data, recipe, tmp_path):
+    path = tmp_path / "state.pt"
+    fields = {"only": "entropy"}
+    trainer = Trainer(Recipe.load(recipe, **fields), data, device="cpu")
+    trainer.train_step()
+    trainer.save(path)
+    again = Trainer(Recipe.load(recipe, **fields), data, device="cpu")
+    again.load(path)
+    head = again.model.g_a.head.module.weight.clone()
+    again.train_step()
+    assert torch.equal(head, again.model.g_a.head.module.weight)
+    with pytest.raises(UsageError, match="another model or recipe"):
+        Trainer(Recipe.load(recipe), data, device="cpu").load(path)
+
+
+def test_what_can_learn_is_named(recipe):
+    with pytest.raises(UsageError, match="only is 'gains', expected one of all, entropy, biases"):
+        Recipe.load(recipe, only="gains")
+    assert Recipe.load(recipe).with_options(only="biases").only == "biases"
