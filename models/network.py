@@ -27,6 +27,7 @@ from bitstream.errors import UsageError
 from models.layers import Float32, at_levels, weight_and_bias
 from models.layout import EntropyLayout
 from models.rounding import ste_round, ste_symbols
+from models.row_bits import row_bits
 
 Symbols = Callable[[Tensor, Tensor], Tensor]  # (residual, scales) → symbols
 TUNES = ("psnr", "ms-ssim")
@@ -70,6 +71,7 @@ class Network(nn.Module):
     bf16_channels_last = True  # whether bf16 may run in channels_last: training does, and g_a and h_a on CPUs fast at it
     cfg: Any
     log2_std: Tensor
+    rows: Tensor | None  # bits (64, 1024) of symbols by scale index and magnitude; None: y is rated by Gaussians
     log2_gain_context: nn.Parameter | None  # (levels, M), of what the context sees; None: 1
     g_a: nn.Sequential
     g_s: nn.Sequential
@@ -86,6 +88,7 @@ class Network(nn.Module):
             self.gaussian_conditional = GaussianConditional(None)
             self.log2_gain_z = nn.Parameter(torch.zeros(cfg.levels, cfg.N))
         self.register_buffer("log2_std", torch.zeros(cfg.M))
+        self.register_buffer("rows", None, persistent=False)
 
     @property
     def std(self) -> Tensor:
@@ -142,10 +145,26 @@ class Network(nn.Module):
         y, z_likelihoods, y_hat, arguments = self._latents(x, level)
         gain, _ = self.gains(level)
         with torch.autocast(x.device.type, enabled=False):
-            coded = y * gain if self.training else y_hat
-            _, y_likelihoods = self.gaussian_conditional(coded, **arguments)
+            y_likelihoods = self._y_likelihoods(y * gain, y_hat, arguments)
         x_hat = self.g_s(y_hat / gain).float() if reconstruct else x
         return {"x_hat": x_hat, "y_likelihoods": y_likelihoods, "z_likelihoods": z_likelihoods}
+
+    def _y_likelihoods(self, v: Tensor, y_hat: Tensor, arguments: dict[str, Tensor]) -> Tensor:
+        """Return the likelihoods of v = y·gain under uniform noise in training, else of y_hat; with ``rows`` those of coding.
+
+        Those have no gradient in the symbols: in training y and the means have that of a Gaussian, the scales learn by them.
+        """
+        likelihoods: Tensor
+        if self.rows is None:
+            _, likelihoods = self.gaussian_conditional(v if self.training else y_hat, **arguments)
+            return likelihoods
+        scales, means = arguments["scales"], arguments.get("means")
+        symbols = (y_hat if means is None else y_hat - means).detach().round()
+        likelihoods = (-row_bits(self.rows, symbols, scales)).exp2()
+        if self.training:
+            _, noisy = self.gaussian_conditional(v, scales=scales.detach(), means=means)
+            likelihoods = likelihoods * (noisy / noisy.detach())
+        return likelihoods
 
     def coded(self, x: Tensor, level: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Return y·gain as it is coded, and what ``predict`` says of it, for pictures and levels as ``forward`` takes them."""

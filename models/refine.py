@@ -13,15 +13,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from bitstream.tables import SYMBOL_MAX, MasterTable
+from bitstream.tables import MasterTable
 from models.checkpoint import Checkpoint
 from models.dequantise import dequantise
 from models.network import MS_SSIM_SIDE, Network, Symbols, distortion
-from models.rounding import scale_index_of
+from models.row_bits import bits_of_rows, row_bits
 
 STEPS = (0, 15, 25, 40, 60, 90, 130, 180, 250, 350, 500)  # of effort 0 … 10
 RATE = 0.025  # of Adam, in quantisation steps; a tenth of it at the end
@@ -43,21 +42,6 @@ def _mixed(temperature: float, generator: torch.Generator, residual: Tensor, sca
     return gumbel_symbols(residual, temperature, generator)
 
 
-def row_bits(bits: Tensor, symbols: Tensor, scales: Tensor) -> Tensor:
-    """Return what symbols cost at their scales by the table ``bits`` (64, 1024) of scale index and magnitude.
-
-    Linear between whole symbols, as a mixture of two costs, and between scale indexes, so that a context has a gradient.
-    """
-    index = scale_index_of(scales).clamp(0, len(bits) - 1)
-    row = index.detach().floor().clamp(max=len(bits) - 2).long()
-    magnitude = symbols.abs().clamp(max=bits.shape[1] - 1)
-    column = magnitude.detach().floor().clamp(max=bits.shape[1] - 2).long()
-    place = row * bits.shape[1] + column
-    flat, next_row = bits.flatten(), bits.shape[1]
-    low, high = (torch.lerp(flat[p], flat[p + 1], magnitude - column) for p in (place, place + next_row))
-    return torch.lerp(low, high, index - row)
-
-
 class Refiner:
     """The float twin of a checkpoint, ready to refine. ``autocast`` runs its convolutions in bf16."""
 
@@ -65,9 +49,7 @@ class Refiner:
         self, checkpoint: Checkpoint, network: Network, y_table: MasterTable, device: torch.device, *, autocast: bool
     ) -> None:
         dequantise(network, checkpoint.tensors)
-        mass = torch.from_numpy(np.diff(y_table.cumulative, axis=1)[:, SYMBOL_MAX:]).double()
-        whole = 2 * mass.sum(dim=1, keepdim=True) - mass[:, :1]
-        self.bits = (whole.log2() - mass.log2()).float().to(device)
+        self.bits = bits_of_rows(y_table).to(device)
         layout = torch.channels_last if network.bf16_channels_last else torch.contiguous_format
         self.network = network.to(device).to(memory_format=layout).eval().requires_grad_(False)
         self.device, self.autocast = device, autocast

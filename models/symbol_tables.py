@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bitstream.tables import MASTER_BITS, SCALE_MAX, SCALE_MIN, SCALES, SYMBOL_MAX
+from models.layout import EntropyLayout
 from models.network import Network
 from models.quantise import PREFIX
 from models.rounding import scale_indexes
@@ -27,10 +28,14 @@ TRUST = 50.0  # counts that a mixture is worth for each symbol within six scales
 Floats = NDArray[np.float64]
 
 
+def has_rows(layout: EntropyLayout) -> bool:
+    """Return whether a model codes y with one row for each scale index."""
+    return bool(layout.hyper) and not layout.mixtures
+
+
 def symbol_rows(model: Network, batches: Iterable[Tensor]) -> dict[str, Tensor]:
     """Return the tensor of a checkpoint with the rows, from crops (B, 3, H, W); none for models that code y in another way."""
-    layout = model.layout()
-    if not layout.hyper or layout.mixtures:
+    if not has_rows(model.layout()):
         return {}
     return {f"{PREFIX}y_mass": torch.from_numpy(fit_rows(count_symbols(model, batches)))}
 

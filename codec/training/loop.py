@@ -23,41 +23,22 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import MultiStepLR, ReduceLROnPlateau
 
 from bitstream.errors import UsageError
+from bitstream.tables import master_from_mass
 from codec.training.data import CropStore, find_images, validation_batches
+from codec.training.parameters import learns, parameter_groups
 from codec.training.recipe import MS_SSIM_CROP, Recipe
 from codec.training.start import starting_weights
 from codec.training.state import read_state, write_state
 from models.klt import klt_start
 from models.network import rate_distortion
 from models.registry import build
+from models.row_bits import bits_of_rows
+from models.symbol_tables import count_symbols, fit_rows, has_rows
 
+COUNTED_BATCHES = 32  # of pictures whose symbols the rows are counted on
 VALIDATION_SHARE = 64  # one picture in so many is held out when no validation folder is given
 MILESTONES = (40, 90, 140)  # epochs after which "multistep" multiplies the rates by MULTISTEP_FACTOR
 MULTISTEP_FACTOR = 0.5
-
-
-def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
-    """Sort the parameters that learn into trunk, residual blocks, entropy networks and gains, each with its learning rate."""
-    groups: dict[str, list[nn.Parameter]] = {"trunk": [], "blocks": [], "entropy": [], "gains": []}
-    for name, parameter in model.named_parameters():
-        if not parameter.requires_grad or name.endswith("quantiles"):
-            continue  # symbols are round(z): medians and tails are never asked for
-        if name.startswith("log2_gain"):
-            groups["gains"].append(parameter)
-        elif name.startswith(("g_a.", "g_s.")):
-            groups["blocks" if ".blocks_" in name else "trunk"].append(parameter)
-        else:
-            groups["entropy"].append(parameter)
-    rates = {"trunk": recipe.lr_trunk, "blocks": recipe.lr_blocks, "entropy": recipe.lr_entropy, "gains": recipe.lr_gains}
-    return [{"params": groups[name], "lr": rates[name], "base_lr": rates[name]} for name in groups if groups[name]]
-
-
-def _learns(name: str, only: str) -> bool:
-    """Return whether a parameter learns where ``only`` a part of the model does (``Recipe``)."""
-    transform = name.startswith(("g_a.", "g_s."))
-    if only == "entropy":
-        return not transform and name != "log2_gain"
-    return only == "all" or (transform and name.endswith("bias"))
 
 
 def _launch(device: str, devices: int) -> Fabric:
@@ -173,7 +154,7 @@ class Trainer:
         self.memory_format = torch.channels_last if self.model.bf16_channels_last else torch.contiguous_format
         self.model.to(memory_format=self.memory_format)
         for name, parameter in self.model.named_parameters():
-            parameter.requires_grad_(_learns(name, recipe.only))
+            parameter.requires_grad_(learns(name, recipe.only))
         optimizer = torch.optim.Adam(parameter_groups(self.model, recipe), betas=(0.9, 0.99), fused=True)
         self.net, self.optimizer = self.fabric.setup(self.model, optimizer)
         self.ema = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
@@ -198,6 +179,7 @@ class Trainer:
             "pictures": len(self.train_paths),
             "schedule": self.schedule.state_dict(),
             "start": self.start,
+            "rows": self.model.rows,
         }
         write_state(path, state)
 
@@ -217,7 +199,7 @@ class Trainer:
             group["base_lr"] = rate
         if "schedule" in state and state["recipe"]["schedule"] == self.recipe.schedule:
             self.schedule.load_state_dict(state["schedule"])
-        self.start = state.get("start")
+        self.start, self.model.rows = state.get("start"), state.get("rows")
         self.ema = state["ema"]
         self.step, self.minutes = state["step"], state["minutes"]
         self.rng.bit_generator.state = json.loads(state["rng"])
@@ -240,6 +222,8 @@ class Trainer:
     def train_step(self) -> dict[str, float]:
         """Draw a batch, take one optimiser step, update the EMA; return loss, bpp and PSNR (dB) of the batch."""
         recipe, cfg = self.recipe, self.model.cfg
+        if recipe.counted_rows and self.model.rows is None:
+            self._count_rows()
         x = self.store.batch(self.batch_size, recipe.crop, self.rng, self.part).to(memory_format=self.memory_format)
         top = cfg.levels - 1
         draw = self.rng.uniform(-0.25, top + 0.25, size=self.batch_size).clip(0, top)[self.part]
@@ -258,6 +242,19 @@ class Trainer:
             self._update_ema()
         self.step += 1
         return {"loss": loss.item(), "bpp": bpp.mean().item(), "psnr_db": _psnr_db(out["x_hat"], x).mean().item()}
+
+    def _count_rows(self) -> None:
+        """Give the model the CDF rows of its own symbols, as an export would. Raises UsageError if it has none."""
+        if not has_rows(self.model.layout()):
+            raise UsageError(
+                f"recipe: counted_rows is on, but y of {self.recipe.model} is not coded with one Gaussian: leave it out"
+            )
+        rng = np.random.default_rng(self.recipe.seed)
+        batches = (self.store.batch(self.recipe.batch_size, self.recipe.crop, rng) for _ in range(COUNTED_BATCHES))
+        self.model.eval()
+        mass = fit_rows(count_symbols(self.model, batches))
+        self.model.rows = bits_of_rows(master_from_mass(mass.astype(np.int64))).to(self.fabric.device)
+        self.model.train()
 
     def _precision(self, *, float32: bool) -> torch.autocast:
         """Return the context of a forward pass: bf16 inside, the ``Float32`` islands excepted, or float32."""

@@ -41,7 +41,7 @@ class Recipe:
     last ``float32_share`` every other step runs in float32: decoders do, and weights that know only bf16 lose up to 1 dB there.
 
     ``only`` a part learns: "entropy" is all but g_a, g_s and the gains of y, by the rate alone, at a third of a step's cost;
-    "biases" are those of g_a and g_s.
+    "biases" are those of g_a and g_s. With ``counted_rows`` scales learn by CDF rows that are counted at the start.
     """
 
     model: str = "swift"
@@ -62,6 +62,7 @@ class Recipe:
     grad_clip: float = 1.0
     ema_decay: float = 0.999
     float32_share: float = 0.1
+    counted_rows: bool = False
     klt_start: bool = True
     save_minutes: float = 5.0
     validate_minutes: float = 10.0

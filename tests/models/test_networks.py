@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from pytorch_msssim import ms_ssim
 
+from bitstream.tables import SYMBOL_MAX, gaussian_master
 from models.klt import klt_start
 from models.network import rate_distortion
+from models.rounding import scale_indexes
+from models.row_bits import bits_of_rows
 from models.schedule import anchor_mask
+from models.symbol_tables import has_rows
 
 CONTEXTS = ["joint", "joint, imported", "attention", "attention, imported", "anchor"]
 
@@ -262,3 +267,23 @@ def test_without_reconstruction_the_rates_are_the_same(small_network, crops):
     assert rates["x_hat"] is x
     for name in set(whole) - {"x_hat"}:
         assert torch.equal(whole[name], rates[name])
+
+
+@torch.no_grad()
+def test_with_rows_the_likelihoods_are_those_of_the_symbols(small_network, crops):
+    if not has_rows(small_network.layout()):
+        pytest.skip("y is coded in another way")
+    network = copy.deepcopy(small_network)
+    x, level = crops(5), torch.zeros(4)
+    y_hat, arguments = network.coded(x, level)
+    mass = np.diff(gaussian_master().cumulative, axis=1)
+    symbols = (y_hat - arguments.get("means", 0.0)).round().long().numpy()
+    rows = scale_indexes(arguments["scales"]).numpy()
+    expected = -np.log2(mass[rows, symbols + SYMBOL_MAX] / mass[rows].sum(-1)).sum()
+    plain = -float(network(x, level)["y_likelihoods"].log2().sum())
+    network.rows = bits_of_rows(gaussian_master())
+    got = -float(network(x, level)["y_likelihoods"].log2().sum())
+    assert got == pytest.approx(expected, rel=5e-3)  # between two scale indexes, not at the nearer one
+    assert got == pytest.approx(plain, rel=2e-2)
+    torch.manual_seed(0)
+    assert torch.isfinite(network.train()(x, level)["y_likelihoods"]).all()

@@ -17,6 +17,7 @@ from models.entropy import Scale
 from models.integer import ACT_MAX, SIGNED_MAX, IntegerLayer, Plane, exact_arithmetic, pixel_shuffle
 from models.layout import POINT, TAPS_3X3, TAPS_CAUSAL, TAPS_CHECKERBOARD
 from models.quantise import LEAKY_SLOPE, calibrate, layer_names, load_entropy, quantise, z_master
+from models.schedule import Cell
 from models.swift import Swift, SwiftConfig
 
 ENGINE = ReferenceEngine()
@@ -62,7 +63,7 @@ def test_integer_means_and_scales_are_close_to_the_float_ones(network, entropy, 
     step = calibrate(network, [x])["hyper_2"] / ACT_MAX
     fixed = fixed.reshape(64, -1)
     assert (fixed * step - features).norm() / features.norm() < 0.01
-    predictions = entropy._inputs(fixed, None, torch.arange(64), exact_arithmetic())
+    predictions = entropy._inputs(fixed, None, Cell(torch.arange(64)), entropy._layers_at(256 * level), exact_arithmetic())
     fixed_means, index = entropy._means_rows(predictions, Scale.of(log2_gain + entropy.log2_std))
     assert ((fixed_means / 256 - means).abs() / unit).max() < 0.04  # in standard deviations, of means up to 0.35
     assert ((fixed_means / 256 - means).abs() / unit).mean() < 0.02 * (means.abs() / unit).mean() + 1 / 256

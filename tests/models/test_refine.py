@@ -13,12 +13,11 @@ from PIL import Image
 
 from bitstream.engines import default_engine
 from bitstream.errors import CodecError, UsageError
-from bitstream.tables import SYMBOL_MAX, gaussian_master
 from codec import Codec, info
 from codec.cli import main
 from models.checkpoint import load_checkpoint
 from models.network import distortion
-from models.refine import COLD, HOT, STEPS, Refiner, gumbel_symbols, row_bits
+from models.refine import COLD, HOT, STEPS, Refiner, gumbel_symbols
 from models.registry import MODELS
 from models.runtime import LoadedModel, load_network
 
@@ -77,42 +76,6 @@ def test_the_seed_decides_the_symbols():
     one, two, other = (gumbel_symbols(residual, HOT, seeded(seed)) for seed in (0, 0, 1))
     assert torch.equal(one, two)
     assert not torch.equal(one, other)
-
-
-# --- bits
-
-
-def table_bits(table):
-    """Return the bits (64, 1024) of each magnitude in the rows of a master table."""
-    mass = np.diff(table.cumulative, axis=1).astype(np.float64)
-    return torch.from_numpy(-np.log2(mass / mass.sum(1, keepdims=True))[:, SYMBOL_MAX:]).float()
-
-
-def test_whole_symbols_cost_what_their_row_says():
-    bits = table_bits(gaussian_master())
-    sigma = 0.11 * (256 / 0.11) ** (torch.arange(64) / 63)
-    for symbol in (-1023, -2, 0, 1, 40):
-        got = row_bits(bits, torch.full((64,), float(symbol)), sigma)
-        torch.testing.assert_close(got, bits[:, abs(symbol)], rtol=2e-2, atol=2e-3)  # the index is a little off in integers
-
-
-def test_bits_between_symbols_are_a_mixture():
-    bits = table_bits(gaussian_master())
-    scales = torch.full((3,), 2.0)
-    low, middle, high = row_bits(bits, torch.tensor([-3.0, -3.25, -4.0]), scales)
-    assert float(middle) == pytest.approx(0.75 * float(low) + 0.25 * float(high), rel=1e-5)
-
-
-def test_bits_have_a_gradient_in_symbols_and_scales():
-    bits = table_bits(gaussian_master())
-    symbols = torch.tensor([0.3, -2.6, 5.5, 2000.0], requires_grad=True)
-    scales = torch.tensor([0.5, 0.5, 3.0, 1e-6], requires_grad=True)
-    row_bits(bits, symbols, scales).sum().backward()
-    assert symbols.grad[0] > 0
-    assert symbols.grad[1] < 0
-    assert scales.grad[1] < 0  # a wider row is better for what is far out
-    assert torch.isfinite(symbols.grad).all()
-    assert torch.isfinite(scales.grad).all()
 
 
 # --- refinement of real latents

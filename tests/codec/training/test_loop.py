@@ -12,7 +12,8 @@ pytest.importorskip("lightning", reason="training needs the train extra")
 
 from bitstream.errors import UsageError  # noqa: E402
 from codec.training import loop  # noqa: E402
-from codec.training.loop import Trainer, parameter_groups  # noqa: E402
+from codec.training.loop import Trainer  # noqa: E402
+from codec.training.parameters import parameter_groups  # noqa: E402
 from codec.training.recipe import Recipe  # noqa: E402
 from models.registry import build  # noqa: E402
 

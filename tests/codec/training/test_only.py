@@ -62,3 +62,30 @@ def test_what_can_learn_is_named(recipe):
     with pytest.raises(UsageError, match="only is 'gains', expected one of all, entropy, biases"):
         Recipe.load(recipe, only="gains")
     assert Recipe.load(recipe).with_options(only="biases").only == "biases"
+
+
+def test_counted_rows_are_the_rates_of_a_run(data, recipe, tmp_path):
+    fields = {"only": "entropy", "counted_rows": True, "lr_entropy": 3e-3, "warmup_steps": 1, "steps": 1000}
+    trainer = Trainer(Recipe.load(recipe, **fields), data, device="cpu")
+    rng_state = trainer.rng.bit_generator.state
+    assert trainer.model.rows is None
+    trainer._count_rows()
+    assert trainer.rng.bit_generator.state == rng_state  # the crops of the run are those of any other
+    assert trainer.model.rows.shape == (64, 1024)
+    before = [row["bpp"] for row in trainer.validate()]
+    for _ in range(40):
+        trainer.train_step()
+    trainer.ema = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    assert sum(row["bpp"] for row in trainer.validate()) < 0.99 * sum(before)
+    path = tmp_path / "state.pt"
+    trainer.save(path)
+    again = Trainer(Recipe.load(recipe, **fields), data, device="cpu")
+    again.load(path)
+    assert torch.equal(again.model.rows, trainer.model.rows)
+
+
+def test_models_without_rows_say_so(data):
+    config = {"N": 8, "M": 8, "levels": 2}
+    trainer = Trainer(Recipe("factorized", config=config, crop=64, batch_size=1, counted_rows=True), data, device="cpu")
+    with pytest.raises(UsageError, match="counted_rows is on, but y of factorized is not coded"):
+        trainer.train_step()

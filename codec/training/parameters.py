@@ -1,0 +1,33 @@
+"""Which parameters of a model learn, and at which rate."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from codec.training.recipe import Recipe
+
+
+def learns(name: str, only: str) -> bool:
+    """Return whether a parameter learns where ``only`` a part of the model does (``Recipe``)."""
+    transform = name.startswith(("g_a.", "g_s."))
+    if only == "entropy":
+        return not transform and name != "log2_gain"
+    return only == "all" or (transform and name.endswith("bias"))
+
+
+def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
+    """Sort the parameters that learn into trunk, residual blocks, entropy networks and gains, each with its learning rate."""
+    groups: dict[str, list[nn.Parameter]] = {"trunk": [], "blocks": [], "entropy": [], "gains": []}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad or name.endswith("quantiles"):
+            continue  # symbols are round(z): medians and tails are never asked for
+        if name.startswith("log2_gain"):
+            groups["gains"].append(parameter)
+        elif name.startswith(("g_a.", "g_s.")):
+            groups["blocks" if ".blocks_" in name else "trunk"].append(parameter)
+        else:
+            groups["entropy"].append(parameter)
+    rates = {"trunk": recipe.lr_trunk, "blocks": recipe.lr_blocks, "entropy": recipe.lr_entropy, "gains": recipe.lr_gains}
+    return [{"params": groups[name], "lr": rates[name], "base_lr": rates[name]} for name in groups if groups[name]]
