@@ -85,7 +85,7 @@ def main() -> None:
 @click.option("--psnr", type=float, help="Instead: the smallest file with this PSNR in dB, or a little more.")
 @click.option("--max-size", metavar="BYTES|KB", help="Lower the quality where the file would be larger than this.")
 @click.option("--effort", type=click.IntRange(0, 10), default=0, show_default=True,
-              help="Experimental: refine for 15 s (1) to 10 min (10) per megapixel. README has what it saves.")  # fmt: skip
+              help="Experimental: refine by 15 (1) to 500 (10) steps of descent. README has what it saves.")  # fmt: skip
 @click.option("--model", default="swift", show_default=True, help="A name from `codec models`, or a .safetensors path.")
 @click.option("-f", "--force", is_flag=True, help="Overwrite the target.")
 @click.option("--verify", is_flag=True, help="Decode again and print PSNR.")
