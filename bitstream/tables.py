@@ -62,7 +62,7 @@ def master_from_pmf(pmf: NDArray[np.float64], lo: int) -> MasterTable:
     return MasterTable(lo, scaled + np.arange(scaled.shape[1]))
 
 
-def master_from_mass(mass: IntArray) -> MasterTable:
+def master_from_mass(mass: NDArray[np.integer[Any]]) -> MasterTable:
     """Return the master table of symmetric rows from the mass (rows, K + 1) of the symbols 0 … K: all positive."""
     both = np.concatenate([mass[:, :0:-1], mass], axis=1)
     return MasterTable(1 - mass.shape[1], np.cumsum(np.pad(both, ((0, 0), (1, 0))), axis=1, dtype=np.int64))

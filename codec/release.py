@@ -30,7 +30,7 @@ from models.layers import LevelBias, weight_and_bias
 from models.layout import EntropyLayout
 from models.manifest import check_name, read_manifest
 from models.network import MS_SSIM_SIDE, Network, rate_distortion
-from models.normalise import fold_std
+from models.normalise import choose_constants
 from models.quantise import calibrate, quantise
 from models.runtime import LoadedModel, tables_crc, transforms
 from models.symbol_tables import symbol_rows
@@ -58,9 +58,9 @@ def release(
     except OSError as error:
         raise UsageError(f"{folder}: cannot be written ({error.strerror})") from error
     partial = folder / f".{name}.partial.safetensors"
-    network, batches = copy.deepcopy(network), list(calibration)
     try:
-        fold_std(network, batches)
+        network, batches = copy.deepcopy(network), list(calibration)
+        choose_constants(network, batches)
         counted = {} if dtype == torch.float32 else symbol_rows(network, batches)
         tensors = quantise(network, calibrate(network, batches)) | counted | transforms(network, dtype)
         config, crc = dataclasses.asdict(network.cfg), tables_crc(network.layout())
@@ -127,12 +127,14 @@ def quantisation_cost(network: Network, loaded: LoadedModel, pictures: list[Tens
     if isinstance(entropy, IntegerEntropy):
         loaded.entropy = dataclasses.replace(entropy, y_table=gaussian_master())
     float_bits = real_bits = 0.0
-    for level in range(network.cfg.levels):
-        for x in pictures:
-            estimate, _ = rate_distortion(network(x, torch.tensor([float(level)]), reconstruct=False), x)
-            float_bits += float(estimate) * x.shape[-2] * x.shape[-1]
-            real_bits += 8 * sum(map(len, loaded.compress(x, level * 256, default_engine())[0]))
-    loaded.entropy = entropy
+    try:
+        for level in range(network.cfg.levels):
+            for x in pictures:
+                estimate, _ = rate_distortion(network(x, torch.tensor([float(level)]), reconstruct=False), x)
+                float_bits += float(estimate) * x.shape[-2] * x.shape[-1]
+                real_bits += 8 * sum(map(len, loaded.compress(x, level * 256, default_engine())[0]))
+    finally:
+        loaded.entropy = entropy
     return 100 * (real_bits / float_bits - 1)
 
 

@@ -16,7 +16,7 @@ from bitstream.tables import LOG2_UNITS
 from models.entropy import CONTEXT_BITS, IntegerEntropy
 from models.integer import REQUANT_BITS
 from models.latents import Z_MAX
-from models.layers import LevelBias, weight_and_bias
+from models.layers import level_table, weight_and_bias
 from models.layout import Taps
 from models.network import Network
 from models.quantise import is_transposed, layer_plans, load_entropy, predictions, transposed_taps
@@ -59,13 +59,19 @@ def _set_layers(model: Network, entropy: IntegerEntropy) -> None:
         matrix = layer.weight.double() * ratio / in_step.double().repeat(len(plan.taps))[:, None]
         out_step = units.double() if plan.last else _free_step(matrix, plan.factor)
         wide = out_step if plan.last else out_step.repeat_interleave(plan.factor**2)
-        parts = (t.chunk(plan.blocks, dim=-1) for t in (matrix * wide, layer.bias.double() * ratio * wide))
-        module = modules[plan.name]
-        _set_matrix(module, plan.taps, *(torch.cat(list(reversed(part)), dim=-1) for part in parts))
-        if isinstance(module, LevelBias) and module.table is not None and layer.level_bias is not None:
-            module.table.copy_(layer.level_bias.double() * ratio * wide)
+        module, factor = modules[plan.name], ratio * wide
+        both = (_reversed(outputs, plan.blocks) for outputs in (matrix * wide, layer.bias.double() * factor))
+        _set_matrix(module, plan.taps, *both)
+        table = level_table(module)
+        if table is not None and layer.level_bias is not None:
+            table.copy_(_reversed(layer.level_bias.double() * factor, plan.blocks))
         if not plan.last:
             step = torch.cat([step, out_step.float()]) if plan.name == "context" else out_step.float()
+
+
+def _reversed(outputs: Tensor, blocks: int) -> Tensor:
+    """Return outputs (…, O) with their blocks in reverse order."""
+    return torch.cat(list(reversed(outputs.chunk(blocks, dim=-1))), dim=-1)
 
 
 def _free_step(matrix: Tensor, factor: int) -> Tensor:

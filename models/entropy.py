@@ -36,8 +36,8 @@ from models.layout import TAPS_3X3, EntropyLayout
 from models.rounding import FIXED_BITS, RDO_STRENGTH, choose_symbols
 from models.schedule import ALL, EVEN, ODD, Cell, Step, segments
 
-MEAN_BITS = 10  # the mean output of the parameter network is in 1/1024 of a standard deviation
-CONTEXT_BITS = 4  # the context sees y_hat in 1/16 of a standard deviation
+MEAN_BITS = 10  # the mean output of the parameter network is in 1/1024 of the channel's constant
+CONTEXT_BITS = 4  # the context sees y_hat in 1/16 of the channel's constant
 MEAN_LIMIT = 2**20
 PREDICTION_LIMIT = 2**22  # of any output of the last layer: later products have room for it
 BAND_EDGES = (6, 16, 28, 40)  # of what is coded in one step
@@ -48,7 +48,7 @@ CellLayers = dict[int | None, dict[str, IntegerLayer]]  # of the cells whose cha
 
 @dataclass(frozen=True)
 class Scale:
-    """gain·std of each channel of y: log2 in 1/256 octave (M,), and the factors P(L) and P(C − L) of FORMAT.md section 7."""
+    """gain·std of each channel of y: log2 in 1/256 octave (M,), and the factors P(L) and P(Gc − L) of FORMAT.md section 7."""
 
     log2: Tensor
     up: Tensor
@@ -86,6 +86,8 @@ class IntegerEntropy(GainTable):
         for name, table in {"log2_gain_context": self.log2_gain_context, **self._level_biases()}.items():
             if table is not None and len(table) != len(self.log2_gain):
                 raise CheckpointError(f"checkpoint: {name} has not one row for each level: damaged, export it again")
+        if self.layout.order == "crossed" and self.log2_gain.shape[1] % 2:
+            raise CheckpointError(f"checkpoint: {self.log2_gain.shape[1]} channels, expected an even number: export it again")
         if self.log2_gain_context is not None and self.log2_gain_context.shape != self.log2_gain.shape:
             raise CheckpointError(
                 f"checkpoint: log2_gain_context is {tuple(self.log2_gain_context.shape)}, expected "

@@ -181,6 +181,11 @@ class MixedPrecision:
         return x.float()
 
 
+def level_table(layer: nn.Module) -> Tensor | None:
+    """Return the biases (levels, O) of a layer, if it has any."""
+    return layer.table if isinstance(layer, LevelBias) else None
+
+
 def weight_and_bias(layer: nn.Module) -> tuple[Tensor, Tensor]:
     """Return weight and bias of a convolution, also of one inside a wrapper of ours or CompressAI's ``subpel_conv3x3``."""
     if isinstance(layer, LevelBias):

@@ -4,7 +4,7 @@
                 │                  │
                 └ h_a ─ z ─ Q ─ h_s ── predict ─ mean, scale of y · gain
 
-The entropy networks see y divided by a constant per channel (its standard deviation), before the gain; means and scales
+The entropy networks see y divided by a constant per channel (2^log2_std, about its size), before the gain; means and scales
 are multiplied by gain·std afterwards. So one small network serves every rate, and an untrained one already gives every
 symbol about the right scale. One level alone is the fixed-λ training of the papers.
 

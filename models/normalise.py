@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from models.entropy import CONTEXT_BITS
 from models.integer import SIGNED_MAX
-from models.layers import LevelBias, weight_and_bias
+from models.layers import level_table, weight_and_bias
 from models.network import Network
 
 CONTEXT_REACH = SIGNED_MAX / 2**CONTEXT_BITS  # constants that a context sees
@@ -21,7 +21,7 @@ UNITS = 256  # of an octave: what a checkpoint stores
 
 
 @torch.no_grad()
-def fold_std(network: Network, batches: Iterable[Tensor]) -> None:
+def choose_constants(network: Network, batches: Iterable[Tensor]) -> None:
     """Choose the constants of a network with z so that the context sees nearly all of y, from crops (B, 3, H, W).
 
     The networks change with them and compute what they did.
@@ -50,8 +50,8 @@ def fold_std(network: Network, batches: Iterable[Tensor]) -> None:
             continue
         weight[part].mul_((-growth).exp2()[:, None, None, None])
         bias[part].mul_((-growth).exp2())
-        if isinstance(last, LevelBias) and last.table is not None:
-            last.table[:, part].mul_((-growth).exp2())
+        if (table := level_table(last)) is not None:
+            table[:, part].mul_((-growth).exp2())
 
 
 def _scale_inputs(layer: nn.Module, factor: Tensor) -> None:

@@ -22,7 +22,7 @@ from models.factorized import Factorized
 from models.factorized_entropy import GRID_REACH, MEDIAN_BITS, FactorizedEntropy
 from models.integer import REQUANT_BITS, SIGNED_MAX, SLOPE_ONE, IntegerLayer
 from models.latents import Z_MAX
-from models.layers import Float32, LevelBias, weight_and_bias
+from models.layers import Float32, level_table, weight_and_bias
 from models.layout import POINT, TAPS_3X3, EntropyLayout, Taps
 from models.network import Network
 
@@ -96,7 +96,7 @@ def calibrate(model: Network, batches: Iterable[Tensor]) -> dict[str, Tensor]:
         hooks.append(model.h_s.register_forward_pre_hook(lambda _, inputs: note("z", inputs[0].abs())))
     try:
         for i, x in enumerate(batches):
-            model(x, torch.full((len(x),), float(i % model.cfg.levels)))
+            model(x, torch.full((len(x),), float(i % model.cfg.levels)), reconstruct=False)
     finally:
         for hook in hooks:
             hook.remove()
@@ -144,11 +144,12 @@ def _layer(
     outputs are put into reverse order.
     """
     matrix, bias = matrix_of(layer, taps)
-    table = layer.table if isinstance(layer, LevelBias) else None
-    matrix, bias = (torch.cat(list(reversed(t.chunk(blocks, dim=-1))), dim=-1) for t in (matrix, bias))
+    table = torch.zeros_like(bias)[None] if (own := level_table(layer)) is None else own
+    matrix, bias, table = (torch.cat(list(reversed(t.chunk(blocks, dim=-1))), dim=-1) for t in (matrix, bias, table))
     folded = matrix.double() * in_step.double().repeat(len(taps))[:, None]
     step = folded.abs().amax(0) / (2 ** (WEIGHT_BITS - 1) - 1)
-    step = torch.maximum(step, bias.double().abs() / 2**24).clamp(min=1e-12)  # a channel without weights keeps its bias
+    largest = torch.cat([bias[None], table]).double().abs().amax(0)
+    step = torch.maximum(step, largest / 2**24).clamp(min=1e-12)  # a channel without weights keeps its bias
     count = folded.shape[1]
     return IntegerLayer(
         weight=(folded / step).round().to(torch.int8),
@@ -158,7 +159,7 @@ def _layer(
         hi=hi.expand(count).clone(),
         act_max=act_max,
         slope=slope,
-        level_bias=None if table is None else (table.double() / step).round().long(),
+        level_bias=None if own is None else (table.double() / step).round().long(),
     )
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bitstream.tables import SYMBOL_MAX, MasterTable
+from bitstream.tables import SCALE_MIN, SYMBOL_MAX, MasterTable
 from models.rounding import scale_index_of
 
 
@@ -22,9 +22,9 @@ def row_bits(bits: Tensor, symbols: Tensor, scales: Tensor) -> Tensor:
 
     Linear between whole symbols, as a mixture of two costs, and between scale indexes, so that a context has a gradient.
     """
-    index = scale_index_of(scales).clamp(0, len(bits) - 1)
+    index = scale_index_of(scales.nan_to_num(SCALE_MIN).clamp(min=SCALE_MIN)).clamp(0, len(bits) - 1)
     row = index.detach().floor().clamp(max=len(bits) - 2).long()
-    magnitude = symbols.abs().clamp(max=bits.shape[1] - 1)
+    magnitude = symbols.nan_to_num(0.0).abs().clamp(max=bits.shape[1] - 1)
     column = magnitude.detach().floor().clamp(max=bits.shape[1] - 2).long()
     place = row * bits.shape[1] + column
     flat, next_row = bits.flatten(), bits.shape[1]

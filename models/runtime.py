@@ -101,9 +101,10 @@ class LoadedModel:
             )
         self.checkpoint, self.device = checkpoint, device
         self.entropy = load_entropy(checkpoint.tensors, network.layout())
-        if len(self.entropy.log2_gain) != network.cfg.levels:
+        wanted = (network.cfg.levels, network.cfg.M)
+        if self.entropy.log2_gain.shape != wanted:
             raise CheckpointError(
-                f"checkpoint {checkpoint.name}: {len(self.entropy.log2_gain)} rows of gains for {network.cfg.levels} levels: "
+                f"checkpoint {checkpoint.name}: gains are {tuple(self.entropy.log2_gain.shape)}, expected {wanted}: "
                 "damaged, export it again"
             )
         self.config: RateConfig = network.cfg

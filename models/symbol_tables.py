@@ -20,6 +20,7 @@ from models.network import Network
 from models.quantise import PREFIX
 from models.rounding import scale_indexes
 
+SIGMAS = SCALE_MIN * (SCALE_MAX / SCALE_MIN) ** (np.arange(SCALES)[:, None] / (SCALES - 1))  # of the rows
 WIDTHS = 2.0 ** np.arange(-2, 3.5, 0.5)  # of the components of a mixture, in scales of the row
 ROUNDS = 200  # of expectation maximisation
 POOLED = 1000.0  # counts that the weights of all rows together are worth in those of one
@@ -45,19 +46,18 @@ def count_symbols(model: Network, batches: Iterable[Tensor]) -> NDArray[np.int64
     """Return how often each magnitude occurs at each scale index, (64, 1024), over crops (B, 3, H, W) at all levels in turn."""
     counts = torch.zeros(SCALES * (SYMBOL_MAX + 1), dtype=torch.long)
     for i, x in enumerate(batches):
-        level = torch.full((len(x),), float(i % model.cfg.levels))
+        level = torch.full((len(x),), float(i % model.cfg.levels), device=x.device)
         y_hat, arguments = model.coded(x, level)
         means = arguments.get("means", 0.0)
         magnitude = (y_hat - means).round().abs().clamp(max=SYMBOL_MAX).long()
         place = scale_indexes(arguments["scales"]) * (SYMBOL_MAX + 1) + magnitude
-        counts += torch.bincount(place.flatten(), minlength=len(counts))
+        counts += torch.bincount(place.flatten(), minlength=len(counts)).cpu()
     return counts.reshape(SCALES, -1).numpy()
 
 
 def _components() -> Floats:
     """Return the mass of each magnitude, (64, components, 1024), of Gaussians ``WIDTHS`` times as wide as the rows' scales."""
-    sigma = SCALE_MIN * (SCALE_MAX / SCALE_MIN) ** (np.arange(SCALES) / (SCALES - 1))
-    wide = torch.from_numpy(sigma[:, None] * WIDTHS)[..., None]
+    wide = torch.from_numpy(SIGMAS * WIDTHS)[..., None]
     edges = torch.arange(SYMBOL_MAX + 2, dtype=torch.float64) - 0.5
     tail = torch.special.erfc(edges / (wide * 2**0.5))  # P(|x| > edge), for edges above 0
     tail[..., 0] = 1.0
@@ -80,8 +80,7 @@ def fit_rows(counts: NDArray[np.int64]) -> NDArray[np.int32]:
         pooled = share_pooled / share_pooled.sum()
         weights = share + POOLED * pooled
         weights /= weights.sum(1, keepdims=True)
-    sigma = SCALE_MIN * (SCALE_MAX / SCALE_MIN) ** (np.arange(SCALES)[:, None] / (SCALES - 1))
-    prior = TRUST * (6 * sigma + 3)
+    prior = TRUST * (6 * SIGMAS + 3)
     probability = observed + prior * np.einsum("rc,rck->rk", weights, components)
     probability /= probability.sum(1, keepdims=True)
     probability[:, 1:] /= 2

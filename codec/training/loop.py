@@ -129,6 +129,8 @@ class Trainer:
         torch.manual_seed(recipe.seed)
         self.recipe = recipe
         self.model = build(recipe.model, recipe.config)  # first: what is bad is said before the pictures are read
+        if recipe.counted_rows and not has_rows(self.model.layout()):
+            raise UsageError(f"recipe: counted_rows is on, but y of {recipe.model} is not coded with Gaussians: leave it out")
         self.start: dict[str, Any] | None = None
         taken: dict[str, Tensor] = {}
         if start is not None:
@@ -199,7 +201,8 @@ class Trainer:
             group["base_lr"] = rate
         if "schedule" in state and state["recipe"]["schedule"] == self.recipe.schedule:
             self.schedule.load_state_dict(state["schedule"])
-        self.start, self.model.rows = state.get("start"), state.get("rows")
+        self.start = state.get("start")
+        self.model.rows = state.get("rows") if self.recipe.counted_rows else None
         self.ema = state["ema"]
         self.step, self.minutes = state["step"], state["minutes"]
         self.rng.bit_generator.state = json.loads(state["rng"])
@@ -244,16 +247,12 @@ class Trainer:
         return {"loss": loss.item(), "bpp": bpp.mean().item(), "psnr_db": _psnr_db(out["x_hat"], x).mean().item()}
 
     def _count_rows(self) -> None:
-        """Give the model the CDF rows of its own symbols, as an export would. Raises UsageError if it has none."""
-        if not has_rows(self.model.layout()):
-            raise UsageError(
-                f"recipe: counted_rows is on, but y of {self.recipe.model} is not coded with one Gaussian: leave it out"
-            )
+        """Give the model the CDF rows of its own symbols, as an export would."""
         rng = np.random.default_rng(self.recipe.seed)
         batches = (self.store.batch(self.recipe.batch_size, self.recipe.crop, rng) for _ in range(COUNTED_BATCHES))
         self.model.eval()
         mass = fit_rows(count_symbols(self.model, batches))
-        self.model.rows = bits_of_rows(master_from_mass(mass.astype(np.int64))).to(self.fabric.device)
+        self.model.rows = bits_of_rows(master_from_mass(mass)).to(self.fabric.device)
         self.model.train()
 
     def _precision(self, *, float32: bool) -> torch.autocast:

@@ -51,7 +51,8 @@ def train_with_progress(
                 points = "  ".join(f"{p['bpp']:.3f}/{p['psnr_db']:.2f}" for p in row["levels"])
                 console.print(f"step {row['step']}, {row['minutes']:.1f} min, bpp/dB by level: {points}")
             else:
-                text = f"loss {row['loss']:.4f}  {row['bpp']:.3f} bpp  {row['psnr_db']:.2f} dB"
+                quality = f"  {row['psnr_db']:.2f} dB" if math.isfinite(row["psnr_db"]) else ""  # entropy networks alone
+                text = f"loss {row['loss']:.4f}  {row['bpp']:.3f} bpp{quality}"
                 progress.update(task, completed=row["progress"], step=row["step"], text=text)
             if writer is not None:
                 _log(writer, row)
@@ -104,5 +105,5 @@ def _log(writer: Any, row: dict[str, Any]) -> None:
         for key in ("bpp", "psnr_db", "loss"):
             writer.add_scalar(f"validation/{key}/level_{point['level']}", point[key], row["step"])
     for key in ("loss", "bpp", "psnr_db"):
-        if key in row:
+        if key in row and math.isfinite(row[key]):
             writer.add_scalar(f"train/{key}", row[key], row["step"])

@@ -78,7 +78,8 @@ def transferable(model: Network, source: dict[str, Tensor]) -> dict[str, Tensor]
     own = dict(model.named_parameters())  # no buffers: the mask of a context is not that of another model
     unfit = {name for name, value in own.items() if name not in source or source[name].shape != value.shape}
     layers = {name.rpartition(".")[0] for name in unfit if "." in name}
+    unfit |= {name for name in own if name.endswith(".table") and any(f"{layer}.".startswith(name[:-5]) for layer in layers)}
     taken = {name: source[name] for name in own if name not in unfit and name.rpartition(".")[0] not in layers}
     if any(name.startswith("g_a.") and name not in taken for name in own):
-        return {name: value for name, value in taken.items() if name not in GAINS}
+        return {name: value for name, value in taken.items() if not name.startswith("log2_gain")}
     return taken | {"log2_std": source["log2_std"]}

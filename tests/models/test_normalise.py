@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 
-from models.normalise import CONTEXT_REACH, fold_std
+from models.normalise import CONTEXT_REACH, choose_constants
 
 
 @pytest.fixture
@@ -15,7 +15,7 @@ def folded(small_network, crops):
     """The small network as it is, and a copy with constants chosen from crops."""
     off = copy.deepcopy(small_network)
     copied = copy.deepcopy(off)
-    fold_std(copied, [crops(1), crops(2)])
+    choose_constants(copied, [crops(1), crops(2)])
     return off, copied
 
 
@@ -45,7 +45,7 @@ def test_the_context_sees_nearly_all_of_y(folded, crops):
 def test_what_is_folded_twice_stays_as_it_is(folded, crops):
     _, net = folded
     again = copy.deepcopy(net)
-    fold_std(again, [crops(1), crops(2)])
+    choose_constants(again, [crops(1), crops(2)])
     torch.testing.assert_close(again.log2_std, net.log2_std)
 
 
@@ -54,8 +54,8 @@ def test_constants_that_are_off_are_mended(small_network, crops):
     if not small_network.layout().hyper:
         pytest.skip("has no constants that a context sees")
     net = copy.deepcopy(small_network)
-    fold_std(net, [crops(1), crops(2)])
+    choose_constants(net, [crops(1), crops(2)])
     chosen = net.log2_std.clone()
     net.log2_std.sub_(3.0)
-    fold_std(net, [crops(1), crops(2)])
+    choose_constants(net, [crops(1), crops(2)])
     torch.testing.assert_close(net.log2_std, chosen)

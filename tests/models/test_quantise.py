@@ -15,6 +15,7 @@ from bitstream.tables import SCALE_MAX, SCALE_MIN
 from models import quantise as quantise_module
 from models.entropy import Scale
 from models.integer import ACT_MAX, SIGNED_MAX, IntegerLayer, Plane, exact_arithmetic, pixel_shuffle
+from models.layers import LevelBias
 from models.layout import POINT, TAPS_3X3, TAPS_CAUSAL, TAPS_CHECKERBOARD
 from models.quantise import LEAKY_SLOPE, calibrate, layer_names, load_entropy, quantise, z_master
 from models.schedule import Cell
@@ -64,7 +65,7 @@ def test_integer_means_and_scales_are_close_to_the_float_ones(network, entropy, 
     fixed = fixed.reshape(64, -1)
     assert (fixed * step - features).norm() / features.norm() < 0.01
     predictions = entropy._inputs(fixed, None, Cell(torch.arange(64)), entropy._layers_at(256 * level), exact_arithmetic())
-    fixed_means, index = entropy._means_rows(predictions, Scale.of(log2_gain + entropy.log2_std))
+    fixed_means, index = entropy._means_rows(predictions, Scale.of(log2_gain + entropy.log2_std, torch.zeros_like(log2_gain)))
     assert ((fixed_means / 256 - means).abs() / unit).max() < 0.04  # in standard deviations, of means up to 0.35
     assert ((fixed_means / 256 - means).abs() / unit).mean() < 0.02 * (means.abs() / unit).mean() + 1 / 256
     log2_index = np.log2(SCALE_MIN) + index.reshape(64, -1) * np.log2(SCALE_MAX / SCALE_MIN) / 63
@@ -287,3 +288,17 @@ def test_predictions_of_compressai_are_put_into_our_order():
     for blocks, order in ((1, [0, 1, 2, 3, 4, 5]), (2, [3, 4, 5, 0, 1, 2]), (3, [4, 5, 2, 3, 0, 1])):
         layer = quantise_module._layer(conv, POINT, torch.ones(1), torch.ones(6), -limit, limit, ACT_MAX, blocks=blocks)
         assert layer(torch.zeros(1, 1, dtype=torch.int16), "float32").tolist() == [order]
+
+
+@pytest.mark.parametrize("blocks", [1, 2])
+def test_biases_of_levels_keep_their_size_and_place_without_weights(blocks):
+    layer = LevelBias(torch.nn.Conv2d(3, 4, 1), 2)
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.zero_()
+        layer.table[1] = torch.tensor([3.0, 0.0, -2.0, 1.0])
+    unit, limit = torch.full((4,), 1 / 256), torch.tensor([2**20])
+    integer = quantise_module._layer(layer, POINT, torch.ones(3), unit, -limit, limit, SIGNED_MAX, blocks=blocks)
+    out = integer.at(integer.level_bias[1])(torch.zeros(1, 3, dtype=torch.int16), "float32")
+    expected = torch.tensor([768, 0, -512, 256])
+    assert (out[0] - (expected if blocks == 1 else expected.roll(2))).abs().max() <= 1

@@ -41,3 +41,16 @@ def test_bits_have_a_gradient_in_symbols_and_scales():
     assert scales.grad[1] < 0  # a wider row is better for what is far out
     assert torch.isfinite(symbols.grad).all()
     assert torch.isfinite(scales.grad).all()
+
+
+@pytest.mark.parametrize("scale", [-1.0, 0.0, float("nan"), 1e-30])
+def test_scales_that_are_none_are_the_least(scale):
+    """Imported networks predict scales below zero, which the integers take as the first row."""
+    bits = bits_of_rows(gaussian_master())
+    symbols = torch.tensor([0.0, 1.0, 0.5], requires_grad=True)
+    scales = torch.full((3,), scale, requires_grad=True)
+    got = row_bits(bits, symbols, scales)
+    torch.testing.assert_close(got[:2].detach(), bits[0, :2], rtol=1e-3, atol=1e-3)
+    got.sum().backward()
+    assert torch.isfinite(symbols.grad).all()
+    assert torch.isfinite(scales.grad).all()

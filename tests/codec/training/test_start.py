@@ -11,7 +11,7 @@ pytest.importorskip("lightning", reason="training needs the train extra")
 
 from codec.training.loop import Trainer  # noqa: E402
 from codec.training.recipe import Recipe  # noqa: E402
-from codec.training.start import GAINS, regraded, released_weights, starting_weights  # noqa: E402
+from codec.training.start import GAINS, regraded, released_weights, starting_weights, transferable  # noqa: E402
 from models.network import RateConfig  # noqa: E402
 from models.registry import build  # noqa: E402
 
@@ -128,3 +128,14 @@ def test_a_state_starts_a_model_of_other_levels(state):
     for name in GAINS:
         torch.testing.assert_close(taken[name], source["ema"][name].mean(dim=0, keepdim=True))
     assert torch.equal(source["ema"]["g_a.stem.weight"], taken["g_a.stem.weight"])
+
+
+def test_biases_of_levels_are_taken_with_their_layer_or_not_at_all(data):
+    config = {"C": 12, "D": 32, "M": 16, "N": 8, "blocks_8": 1, "blocks_16": 1, "hyper": 8, "features": 8, "hidden": 8}
+    narrow, wide = (build("swift", config | {"levels": 2, "order": "crossed", "M": m}) for m in (16, 32))
+    taken = transferable(wide, narrow.state_dict())
+    assert {"parameters_net.hidden.table", "parameters_net.hidden.layer.weight"} <= taken.keys()
+    for name in ("context.layer.weight", "context.table", "parameters_net.out.table", "log2_gain_context", "log2_gain"):
+        assert name not in taken
+    whole = transferable(build("swift", config | {"levels": 2, "order": "crossed"}), narrow.state_dict())
+    assert {"context.table", "parameters_net.out.table", "log2_gain_context", "log2_gain"} <= whole.keys()
