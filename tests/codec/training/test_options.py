@@ -80,6 +80,7 @@ def test_start_says_what_was_taken(data, tmp_path, train):
         (("DATA", "--tune", "ms-ssim", "--config", 'tune="psnr"'), '--config tune="psnr" contradicts another option'),
         (("DATA", "--experiment", "a/b"), "--experiment is 'a/b', expected a plain name"),
         (("DATA", "--experiment", ".."), "--experiment is '..', expected a plain name"),
+        (("DATA", "--tune", "ssim"), "tune is 'ssim', expected one of psnr, ms-ssim"),
     ],
 )
 def test_options_that_cannot_be_are_one_sentence(data, tmp_path, train, options, message):
@@ -90,7 +91,7 @@ def test_options_that_cannot_be_are_one_sentence(data, tmp_path, train, options,
 
 
 @pytest.mark.parametrize(
-    "options", [("--schedule", "linear"), ("--code-rate", "mid"), ("--start", "none.pt"), ("--lr", "x"), ("--tune", "ssim")]
+    "options", [("--schedule", "linear"), ("--code-rate", "mid"), ("--start", "none.pt"), ("--lr", "x"), ("--only", "gains")]
 )
 def test_values_that_click_refuses_are_usage_errors(data, train, options):
     assert "Usage: " in train(data, *options, code=2).stderr

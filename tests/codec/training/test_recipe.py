@@ -96,7 +96,7 @@ def test_changes_win_over_the_file_and_none_does_not(recipe):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("krop = 64", "unknown key 'krop'; known keys: batch_size, config, crop"),
+        ("krop = 64", "unknown key 'krop'; known keys: batch_size, config, counted_rows, crop"),
         ("crop = ", "not valid TOML"),
         ("crop = 100", "crop is 100, expected a multiple of 64"),
         ("crop = 0", "crop is 0, expected a multiple of 64"),
