@@ -23,9 +23,10 @@ from models.network import MS_SSIM_SIDE, Network, Symbols, distortion
 from models.row_bits import bits_of_rows, row_bits
 
 STEPS = (0, 15, 25, 40, 60, 90, 130, 180, 250, 350, 500)  # of effort 0 … 10
-RATE = 0.025  # of Adam, in quantisation steps; a tenth of it at the end
+RATE = 0.015  # of Adam, in quantisation steps; a tenth of it at the end
 BETAS = (0.9, 0.99)
-HOT, COLD = 1.2, 0.15  # temperature at the start and at the end
+SLOPE = 1.4  # of the curve that files lie on, in λ of their level; at λ itself bits are saved by going down the curve
+HOT, COLD = 0.6, 0.1  # temperature at the start and at the end
 EDGE = 1e-4  # distance from a symbol within which a value counts as that symbol
 
 
@@ -83,10 +84,10 @@ class Refiner:
         return v.detach() / gain if better else y
 
     def _cost(self, x: Tensor, z: Tensor, level: int) -> Callable[[Tensor, Symbols], Tensor]:
-        """Return the function from y·gain (1, M, h, w), and a way to round it, to bits + λ·255²·pixels·distortion."""
+        """Return the function from y·gain (1, M, h, w), and a way to round it, to bits + slope·255²·pixels·distortion."""
         net, (h, w) = self.network, x.shape[-2:]
         position = torch.tensor([level / 256], device=self.device)
-        weight = float(net.cfg.lmbda(position)) * 255**2 * h * w
+        weight = SLOPE * float(net.cfg.lmbda(position)) * 255**2 * h * w
         tune = net.cfg.tune if min(h, w) > MS_SSIM_SIDE else "psnr"  # about as large at the same λ
         gain, gain_z = net.gains(position)
         with torch.no_grad(), self._precision():

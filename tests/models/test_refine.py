@@ -17,7 +17,7 @@ from codec import Codec, info
 from codec.cli import main
 from models.checkpoint import load_checkpoint
 from models.network import distortion
-from models.refine import COLD, HOT, STEPS, Refiner, gumbel_symbols
+from models.refine import COLD, HOT, SLOPE, STEPS, Refiner, gumbel_symbols
 from models.registry import MODELS
 from models.runtime import LoadedModel, load_network
 
@@ -91,7 +91,7 @@ def cost(model, x, y, z, level):
     """Return bits + λ·255²·pixels·distortion of what a decoder makes of the latents, by the measure of the model."""
     coded = model.code(y, z, level, default_engine())
     x_hat = model.synthesise(coded.y_hat, level, *x.shape[-2:])
-    weight = float(model.config.lmbda(torch.tensor(level / 256))) * 255**2 * x.shape[-2] * x.shape[-1]
+    weight = SLOPE * float(model.config.lmbda(torch.tensor(level / 256))) * 255**2 * x.shape[-2] * x.shape[-1]
     return 8 * sum(map(len, coded.payloads)) + weight * float(distortion(x_hat, x, model.config.tune))
 
 
