@@ -44,7 +44,7 @@ def import_weights(
     }
     return release(
         network, model, name, out or checkpoints.FOLDER, calibration=pictures, held_out=pictures[::8], facts=facts,
-        dtype=torch.float32, overwrite=overwrite,
+        dtype=torch.float32, counted_rows=False, overwrite=overwrite,
     )  # fmt: skip
 
 

@@ -43,13 +43,14 @@ HEAD = """# Released checkpoints, written by `codec export` and `codec import`.
 
 def release(
     network: Network, model: str, name: str, folder: Path, *, calibration: Iterable[Tensor], held_out: list[Tensor],
-    facts: dict[str, Any], dtype: torch.dtype = torch.float16, overwrite: bool = False,
+    facts: dict[str, Any], dtype: torch.dtype = torch.float16, counted_rows: bool = True, overwrite: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
     """Write ``name``.safetensors and its manifest row into a folder; return the row.
 
     ``calibration`` are batches (B, 3, H, W), ``held_out`` pictures (1, 3, H, W) with sides of multiples of 64, in [0, 1];
-    ``facts`` go into the row; ``dtype`` is that of the transforms' weights: float32 for those of others, which keep Gaussian
-    CDF rows too. Raises UsageError if the name is taken and ``overwrite`` is false, or the folder cannot be written.
+    ``facts`` go into the row; ``dtype`` is that of the transforms' weights; with ``counted_rows`` CDF rows are counted on the
+    calibration batches, else they stay Gaussian. Raises UsageError if the name is taken and ``overwrite`` is false, or the
+    folder cannot be written.
     """
     check_name(folder, name, overwrite=overwrite)
     try:
@@ -61,8 +62,8 @@ def release(
     try:
         network, batches = copy.deepcopy(network), list(calibration)
         choose_constants(network, batches)
-        counted = {} if dtype == torch.float32 else symbol_rows(network, batches)
-        tensors = quantise(network, calibrate(network, batches)) | counted | transforms(network, dtype)
+        rows = symbol_rows(network, batches) if counted_rows else {}
+        tensors = quantise(network, calibrate(network, batches)) | rows | transforms(network, dtype)
         config, crc = dataclasses.asdict(network.cfg), tables_crc(network.layout())
         sha256 = save_checkpoint(partial, model=model, config=config, tensors=tensors, constants_crc=crc)
         loaded = LoadedModel(load_checkpoint(partial), torch.device("cpu"), encode_dtype=torch.float32)

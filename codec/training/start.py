@@ -19,8 +19,6 @@ from models.runtime import load_network
 
 log = logging.getLogger(__name__)
 
-GAINS = ("log2_gain", "log2_gain_z")
-
 
 def starting_weights(path: Path, model: Network) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Return the tensors of a state or checkpoint that fit a model, and what it is.
