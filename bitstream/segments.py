@@ -8,6 +8,7 @@ any prefix of a payload: at each step the reader decodes what it knows of the cu
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Protocol
 
 import numpy as np
@@ -215,21 +216,24 @@ def _stack(cdfs: list[tuple[NDArray[np.uint16], Rows]]) -> tuple[NDArray[np.uint
     return np.concatenate([table for table, _ in cdfs]), np.concatenate(rows)
 
 
+def split_segment(data: memoryview, offset: int, bands: int) -> tuple[list[memoryview], int]:
+    """Return the stream of each band and the offset behind the segment. Raises FormatError if it is cut off."""
+    lengths = []
+    for _ in range(bands):
+        length, offset = unpack_varint(data, offset)
+        lengths.append(length)
+    if sum(lengths) > len(data) - offset:
+        raise FormatError(f"a segment's streams claim {sum(lengths)} bytes, {len(data) - offset} are left")
+    starts = [offset + sum(lengths[:band]) for band in range(bands + 1)]
+    return [data[start:stop] for start, stop in pairwise(starts)], starts[-1]
+
+
 class SegmentReader:
     """Gives the symbols of each step as its distributions become known; ``end`` checks that nothing is left."""
 
     def __init__(self, engine: Engine, data: memoryview, offset: int, bands: int) -> None:
-        lengths = []
-        for _ in range(bands):
-            length, offset = unpack_varint(data, offset)
-            lengths.append(length)
-        if sum(lengths) > len(data) - offset:
-            raise FormatError(f"a segment's streams claim {sum(lengths)} bytes, {len(data) - offset} are left")
-        self._streams = []
-        for length in lengths:
-            self._streams.append(_GrowingStream(engine, data[offset : offset + length]))
-            offset += length
-        self.offset = offset  # behind the segment
+        streams, self.offset = split_segment(data, offset, bands)  # the offset behind the segment
+        self._streams = [_GrowingStream(engine, stream) for stream in streams]
 
     def code(self, symbols: Symbols | None, source: Distributions) -> Symbols:
         """Return the symbols (n,) of the next step."""

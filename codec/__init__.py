@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     )
     from codec.api import Codec, decode, decode_file, encode, encode_file
     from codec.describe import info
+    from codec.inspection import Inspection, inspect
 
 _ERRORS = (
     "CheckpointError CodecError DesyncError EngineError FormatError ImageError LimitError SymbolError TargetError "
@@ -52,9 +53,10 @@ _ERRORS = (
 )
 _HOMES = {name: "codec.api" for name in ("Codec", "decode", "decode_file", "encode", "encode_file")}
 _HOMES |= {name: "bitstream.errors" for name in _ERRORS.split()} | {"Header": "bitstream.container", "info": "codec.describe"}
+_HOMES |= {name: "codec.inspection" for name in ("Inspection", "inspect")}
 
 __all__ = [  # noqa: RUF022
-    "encode", "decode", "encode_file", "decode_file", "info", "Codec", "Header",
+    "encode", "decode", "encode_file", "decode_file", "info", "inspect", "Codec", "Header", "Inspection",
     "CodecError", "CheckpointError", "DesyncError", "EngineError", "FormatError", "ImageError", "LimitError",
     "SymbolError", "TargetError", "UsageError", "VersionError",
 ]  # fmt: skip

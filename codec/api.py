@@ -110,6 +110,17 @@ class Codec:
         Raises FormatError for damage, LimitError above ``max_pixels``, CheckpointError if other weights made the file,
         DesyncError if the decoded symbols do not have the checksum in the file.
         """
+        container = self.unpack(data, max_pixels=max_pixels)
+        header = container.header
+        payloads = [payload for _, payload in container.chunks]
+        x_hat = self.model.decompress(payloads, header.level, header.height, header.width, self.engine, header.symbol_crc)
+        begin = time.perf_counter()
+        image = images.to_pil(to_pixels(x_hat), gray=header.gray)
+        self.timings = {**self.model.timings, "pixels": time.perf_counter() - begin}
+        return image
+
+    def unpack(self, data: bytes, *, max_pixels: int = MAX_PIXELS) -> Container:
+        """Return a file of this model, taken apart. Raises what ``decode`` raises before it decodes a symbol."""
         container = Container.unpack(data, max_pixels=max_pixels)
         header = container.header
         if header.model_id != self.model.checkpoint.model_id:
@@ -119,12 +130,7 @@ class Codec:
             )
         if header.level > self.max_level:
             raise FormatError(f"level is {header.level}, this model's highest is {self.max_level}: the file is damaged")
-        payloads = [payload for _, payload in container.chunks]
-        x_hat = self.model.decompress(payloads, header.level, header.height, header.width, self.engine, header.symbol_crc)
-        begin = time.perf_counter()
-        image = images.to_pil(to_pixels(x_hat), gray=header.gray)
-        self.timings = {**self.model.timings, "pixels": time.perf_counter() - begin}
-        return image
+        return container
 
     def _psnr_db(self, picture: Picture, y_hat: Tensor, level: int) -> float:
         h, w, _ = picture.pixels.shape

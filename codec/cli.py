@@ -20,7 +20,7 @@ import click
 
 from bitstream.container import MAX_PIXELS
 from bitstream.errors import CodecError, UsageError
-from codec import __version__, cli_models, cli_training
+from codec import __version__, cli_compare, cli_evaluate, cli_inspect, cli_models, cli_training
 from codec.cli_options import DEVICES, PATH, set_threads
 
 
@@ -213,6 +213,13 @@ def doctor() -> None:
         sys.exit(1)
 
 
-for command in (cli_models.models, cli_models.evaluate, cli_training.train, cli_training.export):
+for command in (
+    cli_inspect.inspect,
+    cli_models.models,
+    cli_compare.compare,
+    cli_evaluate.evaluate,
+    cli_training.train,
+    cli_training.export,
+):
     main.command()(_errors_to_exit(command))
 main.command(name="import")(_errors_to_exit(cli_models.import_))

@@ -1,17 +1,15 @@
-"""The commands about checkpoints: models, import, evaluate. ``codec.cli`` registers them and turns their errors into
-exit codes.
+"""The commands about checkpoints: models, import. ``codec.cli`` registers them and turns their errors into exit codes.
 
 Heavy imports stay inside the commands, as in ``codec.cli``.
 """
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
 
-from codec.cli_options import DEVICES, FILE, FOLDER, set_threads
+from codec.cli_options import FILE, FOLDER, set_threads
 
 TABLE_WIDTH = 156  # narrower, names would be cut
 
@@ -71,33 +69,3 @@ def import_(
     click.echo(
         f"{name}: {row['model']}, {row['parameters'] / 1e6:.1f} M parameters, λ {row['rd'][0]['lmbda']}, file {row['file']}"
     )
-
-
-@click.argument("folder", type=FOLDER)
-@click.option("--model", default="swift", show_default=True, help="A name from `codec models`, or a .safetensors path.")
-@click.option("-o", "--out", type=click.Path(path_type=Path), help="Write the rows as JSON.")
-@click.option("--device", type=DEVICES, default="auto", show_default=True, help="Where the transforms run.")
-@click.option("--threads", type=click.IntRange(1), help="CPU threads (default: all cores).")
-def evaluate(folder: Path, model: str, out: Path | None, device: str, threads: int | None) -> None:
-    """Print λ, pixels, bits, bpp, PSNR and seconds of a model over the pictures below FOLDER, by real files."""
-    set_threads(threads)
-    import torch
-    from rich.console import Console
-    from rich.table import Table
-
-    from codec import evaluate as evaluation
-    from codec.api import cached_codec
-    from codec.files import check_target, write_atomic
-
-    if out is not None:
-        check_target(out, overwrite=True)
-    coder = cached_codec(model, device)
-    rows = evaluation.evaluate(coder, folder, progress=lambda line: click.echo(line, err=True))
-    table = Table("λ", "pixels", "bits", "bpp", "PSNR dB", "encode s", "decode s")
-    for row in rows:
-        numbers = (f"{row['pixels']:.0f}", f"{row['bits']:.0f}", f"{row['bpp']:.4f}", f"{row['psnr_db']:.2f}")
-        table.add_row(f"{row['lmbda']:g}", *numbers, f"{row['encode_s']:.3f}", f"{row['decode_s']:.3f}")
-    Console().print(table)
-    if out is not None:
-        result = evaluation.summary(coder, folder, rows, torch.get_num_threads())
-        write_atomic(out, (json.dumps(result, indent=1) + "\n").encode(), overwrite=True)

@@ -25,6 +25,8 @@ from codec.files import write_atomic
 Pixels: TypeAlias = NDArray[np.uint8]
 ImageLike: TypeAlias = "Image.Image | Pixels | str | PathLike[str]"
 
+SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm"}  # of the pictures in a folder
+
 _METADATA = {"icc_profile": "ICC profile", "exif": "EXIF data", "xmp": "XMP data"}
 _TOO_DEEP = "more than 8 bits a channel are not supported yet: convert to 8 bits first"
 _DEEP_RAW_MODE = re.compile(r"(L|LA|RGB|RGBA|RGBX|CMYK|I);(16|32)")

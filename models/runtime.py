@@ -50,6 +50,15 @@ def tables_crc(layout: EntropyLayout) -> int:
     return mixture_crc() if layout.mixtures else constants_crc()
 
 
+def check_symbols(found: int, stored: int) -> None:
+    """Raise DesyncError if the CRC of decoded symbols is not the one in the file."""
+    if found != stored:
+        raise DesyncError(
+            f"decoded symbols have CRC {found:08x}, the file says {stored:08x}: the file is damaged, or this machine "
+            "computes differently: run `codec doctor` and report it"
+        )
+
+
 def load_network(checkpoint: Checkpoint) -> Network:
     """Return the float network with the checkpoint's transforms in float32. Raises CheckpointError if one is missing."""
     try:
@@ -187,11 +196,7 @@ class LoadedModel:
         self.timings = {}
         begin = time.perf_counter()
         y_hat, crc = self.decode_latents(payloads, level, h, w, engine)
-        if crc != symbol_crc:
-            raise DesyncError(
-                f"decoded symbols have CRC {crc:08x}, the file says {symbol_crc:08x}: the file is damaged, or this machine "
-                "computes differently: run `codec doctor` and report it"
-            )
+        check_symbols(crc, symbol_crc)
         self._time("entropy", begin)
         return self.synthesise(y_hat, level, h, w)
 

@@ -11,7 +11,6 @@ import json
 import time
 from pathlib import Path
 
-import bjontegaard
 import click
 import numpy as np
 import torch
@@ -19,6 +18,7 @@ from rich.progress import track
 
 from codec import images
 from codec.api import Codec
+from codec.evaluation.curves import Curve, bd_rate_percent
 from codec.machine import cpu_name
 from codec.metrics import bpp, psnr_db
 from codec.targets import Target
@@ -26,7 +26,7 @@ from codec.targets import Target
 QUALITIES = (15, 35, 55, 75)
 
 
-def curve(coder: Codec, picture: images.Picture, effort: int) -> tuple[list[tuple[float, float]], float]:
+def curve(coder: Codec, picture: images.Picture, effort: int) -> tuple[Curve, float]:
     """Return bpp and PSNR of a picture at all qualities, and the mean seconds of encoding."""
     points, seconds = [], []
     h, w, _ = picture.pixels.shape
@@ -34,7 +34,8 @@ def curve(coder: Codec, picture: images.Picture, effort: int) -> tuple[list[tupl
         begin = time.perf_counter()
         data = coder.encode_picture(picture, Target(quality=quality), effort=effort)
         seconds.append(time.perf_counter() - begin)
-        points.append((bpp(len(data), w, h), psnr_db(picture.pixels, images.load(coder.decode(data)).pixels)))
+        psnr = psnr_db(picture.pixels, images.load(coder.decode(data)).pixels)
+        points.append({"bpp": bpp(len(data), w, h), "psnr_db": psnr})
     return points, float(np.mean(seconds))
 
 
@@ -64,8 +65,7 @@ def main(folder: Path, out: Path, model: str, efforts: str, pictures: int, threa
         savings, seconds = [], []
         for picture, (anchor, _) in track(list(zip(chosen, plain, strict=True)), description=f"effort {effort}"):
             points, second = curve(coder, picture, effort)
-            curves = [np.array(c)[:, axis] for c in (anchor, points) for axis in (0, 1)]
-            savings.append(float(bjontegaard.bd_rate(*curves, method="akima", require_matching_points=False)))
+            savings.append(bd_rate_percent(anchor, points) or 0.0)
             seconds.append(second / megapixels(picture))
         row = {"effort": effort, "bd_rate_percent": round(float(np.mean(savings)), 2), "least": round(max(savings), 2)}
         row |= {"most": round(min(savings), 2), "seconds_per_megapixel": round(float(np.mean(seconds)), 1)}

@@ -1,7 +1,11 @@
-"""Write the results in README.md and docs/models.md from results/*.json and the manifest. Nothing in them is typed by hand.
+"""Write the results in README.md and docs/models.md, and README's two figures, from the JSON under results/ and the manifest.
 
-python scripts/make_results.py            # rewrite them
-python scripts/make_results.py --check    # exit 1 if one does not match the JSON
+    codec evaluate KODAK --model swift --model swift-ms-ssim … --peers jpeg,webp,avif,jxl,jpeg2000 \\
+        --quoted results/quoted_curves.json -o results/kodak     # measures what they show
+    python scripts/make_results.py            # rewrite them
+    python scripts/make_results.py --check    # exit 1 if a text does not match the JSON
+
+Nothing in them is typed by hand. Figures need the ``evaluate`` extra.
 """
 
 from __future__ import annotations
@@ -11,9 +15,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import bjontegaard
 import click
 import numpy as np
+
+from codec.evaluation.curves import Curve, bd_rate_percent, quoted, values
+from codec.evaluation.report import bd_table, table
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -21,60 +27,80 @@ else:
     import tomli as tomllib
 
 ROOT = Path(__file__).resolve().parent.parent
-BEGIN = "<!-- results: written by scripts/make_results.py from results/*.json -->\n"
+RESULTS = ROOT / "results"
+BEGIN = "<!-- results: written by scripts/make_results.py from results/ -->\n"
 END = "<!-- end of results -->\n"
-HEADS = ("bpp", "PSNR (dB)", "MS-SSIM (dB)")
-ORDER = ("factorized", "hyperprior", "checkerboard", "joint", "attention", "swift")
+MEASURES = {"psnr_db": "PSNR", "ms_ssim_db": "MS-SSIM"}
+TUNED = ("swift", "swift-ms-ssim")  # README's models
+ORDER = ("factorized", "hyperprior", "checkerboard", "joint", "attention", "swift")  # those of docs/models.md
+QUOTED = (
+    "bmshj2018-factorized", "bmshj2018-hyperprior", "mbt2018-mean", "mbt2018", "cheng2020-attn", "ELIC (official csv)",
+    "BPG 4:4:4", "AV1", "VTM", "course report 2022, factorized", "course report 2022, hyperprior",
+)  # fmt: skip
+QUOTED_MS_SSIM = ("bmshj2018-hyperprior (ms-ssim opt)", "mbt2018 (ms-ssim opt)")  # beside those in the MS-SSIM figure
+QUOTED_OF = {
+    "factorized": ("course report 2022, factorized", "bmshj2018-factorized"),
+    "hyperprior": ("course report 2022, hyperprior", "bmshj2018-hyperprior"),
+    "joint": ("mbt2018",),
+    "checkerboard": ("paper: minnen2018-checkerboard_mse",),
+    "attention": ("cheng2020-attn",),
+}
 
 
-def table(head: list[str], rows: list[list[str]]) -> str:
-    """Return a Markdown table."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+def load(name: str) -> Any:
+    """Return the JSON of a file below results/."""
+    return json.loads((RESULTS / name).read_text(encoding="utf-8"))
+
+
+def peers_of(kodak: dict[str, Any]) -> list[str]:
+    """Return the codecs that are no models of ours."""
+    return [name for name, facts in kodak["codecs"].items() if "lmbda" not in facts["points"][0]]
 
 
 def rate_distortion(kodak: dict[str, Any]) -> str:
     """Return the Kodak section."""
-    versions, rows = kodak["versions"], []
-    models = list(kodak["bd_rate_percent"])
-    for points in zip(*(kodak["averages"][model] for model in models), strict=True):
+    codecs, matrices, rows = kodak["codecs"], kodak["bd_rate_percent"], []
+    versions = codecs[TUNED[0]]["versions"]
+    for points in zip(*(codecs[model]["points"] for model in TUNED), strict=True):
         cells = [[f"{p['bpp']:.3f}", f"{p['psnr_db']:.2f}", f"{p['ms_ssim_db']:.2f}"] for p in points]
-        rows.append([str(points[0]["quality"]), *(cell for part in cells for cell in part)])
-    head = ["quality", *(f"`{model}` {what}" if what == "bpp" else what for model in models for what in HEADS)]
-    out = (
-        f"Means over the {kodak['pictures']} Kodak pictures, real files, on decoded RGB; MS-SSIM as −10·log10(1 − MS-SSIM) "
-        f"(torch {versions['torch']}, Pillow {versions['pillow']}). `swift` is trained for PSNR, `swift-ms-ssim` for MS-SSIM:"
-        "\n\n" + table(head, rows)
+        rows.append([f"{points[0]['quality']:g}", *(cell for part in cells for cell in part)])
+    heads = ("bpp", "PSNR (dB)", "MS-SSIM (dB)")
+    head = ["quality", *(f"`{model}` {what}" if what == "bpp" else what for model in TUNED for what in heads)]
+    peers = peers_of(kodak)
+    settings = "; ".join(f"{name} {options_text(codecs[name]['points'][0]['settings'])}" for name in peers)
+    against = {f"`{model}`, {label}": matrices[measure][model] for model in TUNED for measure, label in MEASURES.items()}
+    published = {name: {"BD-rate": matrices["psnr_db"][TUNED[0]][name]} for name in QUOTED}
+    return (
+        f"Means over the {len(kodak['pictures'])} Kodak pictures, real files, on decoded RGB; MS-SSIM as "
+        f"−10·log10(1 − MS-SSIM) (torch {versions['torch']}, Pillow {versions['pillow']}). `swift` is trained for PSNR, "
+        "`swift-ms-ssim` for MS-SSIM:\n\n"
+        + table(head, rows)
+        + "\nBD-rate against codecs that were run here (negative: fewer bits), through Pillow and its JPEG XL plugin, with "
+        f"{settings}:\n\n"
+        + bd_table(against, peers)
+        + "\nBD-rate of `swift` by PSNR against published curves, quoted, not run here (sources in "
+        "`results/quoted_curves.json`):\n\n"
+        + bd_table(published, ["BD-rate"])
+        + "\n![PSNR on Kodak](docs/kodak-psnr.svg)\n![MS-SSIM on Kodak](docs/kodak-ms-ssim.svg)\n"
     )
-    peers = list(next(iter(kodak["bd_rate_percent"].values()))["psnr_db"])
-    against = [
-        [f"`{model}`, {label}", *(f"{kodak['bd_rate_percent'][model][measure][peer]:+.1f} %" for peer in peers)]
-        for model in models
-        for measure, label in (("psnr_db", "PSNR"), ("ms_ssim_db", "MS-SSIM"))
-    ]
-    settings = "; ".join(f"{name} {json.dumps(value)}" for name, value in kodak["settings"].items())
-    out += (
-        "\nBD-rate against codecs that were run here (negative: fewer bits), through Pillow and its JPEG XL plugin, with "
-        f"{settings}:\n\n" + table(["", *peers], against)
-    )
-    quoted = [curve for curve in quoted_curves() if "ms-ssim opt" not in curve["name"]]
-    swift = kodak["averages"]["swift"]
-    values = [[f"{curve['name']}", f"{bd_rate(points_of(curve), swift):+.1f} %"] for curve in quoted]
-    out += (
-        "\nBD-rate of `swift` by PSNR against published curves, quoted, not run here (sources in "
-        "`results/quoted_curves.json`):\n\n" + table(["quoted", "BD-rate"], values)
-    )
-    return out + "\n![PSNR on Kodak](docs/kodak-psnr.svg)\n![MS-SSIM on Kodak](docs/kodak-ms-ssim.svg)\n"
 
 
-def quoted_curves() -> list[dict[str, Any]]:
-    """Return the published curves."""
-    return json.loads((ROOT / "results" / "quoted_curves.json").read_text())
+def options_text(settings: dict[str, Any]) -> str:
+    """Return the options of a peer that are the same at all qualities."""
+    return json.dumps({key: value for key, value in settings.items() if key not in ("quality", "quality_layers")})
 
 
-def points_of(curve: dict[str, Any]) -> list[dict[str, float]]:
-    """Return a published curve as rows."""
-    return [{"bpp": b, "psnr_db": p} for b, p in zip(curve["bpp"], curve["psnr_db"], strict=True)]
+def draw_figures() -> None:
+    """Write docs/kodak-psnr.svg and docs/kodak-ms-ssim.svg."""
+    from codec.evaluation.plots import draw
+
+    kodak, published = load("kodak/summary.json"), quoted(RESULTS / "quoted_curves.json")
+    shown = {name: kodak["codecs"][name]["points"] for name in (*TUNED, *peers_of(kodak))}
+    for name, measure in {"psnr": "psnr_db", "ms-ssim": "ms_ssim_db"}.items():
+        names = QUOTED if measure == "psnr_db" else (*QUOTED, *QUOTED_MS_SSIM)
+        dashed = {curve: published[curve] for curve in names if values(published[curve], measure)[0]}
+        title = f"Kodak, {len(kodak['pictures'])} pictures"
+        draw(shown, dashed, measure, [ROOT / "docs" / f"kodak-{name}.svg"], title, frozenset(TUNED))
 
 
 def effort(result: dict[str, Any]) -> str:
@@ -128,63 +154,57 @@ def speed(result: dict[str, Any]) -> str:
     )
 
 
-def bd_rate(anchor: list[dict[str, float]], rows: list[dict[str, float]]) -> float | None:
-    """Return the BD-rate in percent of rows against an anchor, None if their qualities overlap by less than 1 dB."""
-    spans = [(min(r["psnr_db"] for r in curve), max(r["psnr_db"] for r in curve)) for curve in (anchor, rows)]
-    if min(high for _, high in spans) - max(low for low, _ in spans) < 1:
-        return None
-    curves = [(np.array([r["bpp"] for r in curve]), np.array([r["psnr_db"] for r in curve])) for curve in (anchor, rows)]
-    return float(bjontegaard.bd_rate(*curves[0], *curves[1], method="akima", require_matching_points=False, min_overlap=0))
-
-
 def models() -> str:
     """Return the tables of docs/models.md."""
-    results = {path.stem: json.loads(path.read_text()) for path in sorted((ROOT / "results" / "models").glob("*.json"))}
-    quoted = json.loads((ROOT / "results" / "quoted.json").read_text())
+    kodak, published = load("kodak/summary.json"), quoted(RESULTS / "quoted_curves.json")
     rows = tomllib.loads((ROOT / "checkpoints" / "manifest.toml").read_text(encoding="utf-8"))
-    names = [name for name in ORDER if name in results]
-    overview = []
-    for name in names:
-        row, times = rows[name], results[name]["rows"]
-        config = row["recipe"].get("config", {})
-        before = (
-            f"{row['start']['step']} + " if "step" in row.get("start", {}) else ""
-        )  # steps of the weights that it began with
-        width = f"{config['N']}/{config['M']}" if "N" in config else "192/320"
-        macs = row["kmac_per_pixel"]
-        seconds = [f"{np.mean([r[key] for r in times]):.3f}" for key in ("encode_s", "decode_s")]
-        overview.append([f"`{name}`", width, f"{row['parameters'] / 1e6:.1f}", f"{macs['encode']:.1f}", f"{macs['decode']:.1f}",
-                         f"{before}{row['steps']}", f"{row['quantisation_cost_percent']:+.2f} %", *seconds])  # fmt: skip
-    first = next(iter(results.values()))
-    out = (
-        f"Means over the Kodak pictures, real files, {first['threads']} threads, torch {first['versions']['torch']}, "
-        f"{first['cpu']}. kMAC per pixel by torch's flop counter. "
-        "Training steps: of the weights that it began with, and its own.\n\n"
-    )
+    codecs = kodak["codecs"]
+    facts = codecs[ORDER[-1]]
     head = ["model", "N/M", "parameters (M)", "kMAC/pixel enc", "kMAC/pixel dec", "training steps", "cost of integers"]
     head += ["encode (s)", "decode (s)"]
-    out += table(head, overview)
-    out += "\nBits at equal PSNR, BD-rate in percent of the row against the column (negative: fewer bits):\n\n"
-    grid = []
-    for name in names:
-        values = [bd_rate(results[other]["rows"], results[name]["rows"]) for other in names]
-        grid.append([f"`{name}`"] + ["" if v is None else f"{v:+.1f}" for v in values])
-    out += table(["", *(f"`{name}`" for name in names)], grid)
-    for name in names:
-        out += f"\n### `{name}`, measured\n\n"
-        cells = [
-            [f"{r['lmbda']:g}", f"{r['pixels']:.0f}", f"{r['bits']:.0f}", f"{r['bpp']:.4f}", f"{r['psnr_db']:.2f}",
-             f"{r['encode_s']:.3f}", f"{r['decode_s']:.3f}"]
-            for r in results[name]["rows"]
-        ]  # fmt: skip
-        out += table(["λ", "pixels", "bits", "bpp", "PSNR (dB)", "encode (s)", "decode (s)"], cells)
-        for source in quoted.get(name, []):
-            points = ", ".join(f"{b:.3f}/{p:.2f}" for b, p in zip(source["bpp"], source["psnr_db"], strict=True))
-            value = bd_rate([{"bpp": b, "psnr_db": p} for b, p in zip(source["bpp"], source["psnr_db"], strict=True)],
-                            results[name]["rows"])  # fmt: skip
-            against = "" if value is None else f" Ours against it: {value:+.1f} %."
-            out += f"\nQuoted, {source['name']} ({source['source']}), bpp/dB: {points}.{against}\n"
-    return out + contexts(json.loads((ROOT / "results" / "contexts.json").read_text()))
+    matrix = {f"`{name}`": kodak["bd_rate_percent"]["psnr_db"][name] for name in ORDER}
+    out = (
+        f"Means over the Kodak pictures, real files, {facts['threads']} threads, torch {facts['versions']['torch']}, "
+        f"{facts['machine']}. kMAC per pixel by torch's flop counter. "
+        "Training steps: of the weights that it began with, and its own.\n\n"
+        + table(head, [overview(name, rows[name], codecs[name]["points"]) for name in ORDER])
+        + "\nBits at equal PSNR, BD-rate in percent of the row against the column (negative: fewer bits):\n\n"
+        + bd_table(matrix, ORDER)
+    )
+    for name in ORDER:
+        out += f"\n### `{name}`, measured\n\n" + report_table(codecs[name]["points"])
+        for quoted_name in QUOTED_OF.get(name, ()):
+            out += quotation(quoted_name, published[quoted_name], codecs[name]["points"])
+    return out + contexts(load("contexts.json"))
+
+
+def overview(name: str, row: dict[str, Any], points: Curve) -> list[str]:
+    """Return the cells of a model, of its manifest row and its measured curve."""
+    config, macs = row["recipe"].get("config", {}), row["kmac_per_pixel"]
+    before = f"{row['start']['step']} + " if "step" in row.get("start", {}) else ""  # steps of the weights that it began with
+    width = f"{config['N']}/{config['M']}" if "N" in config else "192/320"
+    seconds = [f"{np.mean([point[key] for point in points]):.3f}" for key in ("encode_s", "decode_s")]
+    return [f"`{name}`", width, f"{row['parameters'] / 1e6:.1f}", f"{macs['encode']:.1f}", f"{macs['decode']:.1f}",
+            f"{before}{row['steps']}", f"{row['quantisation_cost_percent']:+.2f} %", *seconds]  # fmt: skip
+
+
+def report_table(points: Curve) -> str:
+    """Return the course report's table of a model."""
+    cells = [
+        [f"{p['lmbda']:g}", f"{p['pixels']:.0f}", f"{8 * p['bytes']:.0f}", f"{p['bpp']:.4f}", f"{p['psnr_db']:.2f}",
+         f"{p['encode_s']:.3f}", f"{p['decode_s']:.3f}"]
+        for p in points
+    ]  # fmt: skip
+    return table(["λ", "pixels", "bits", "bpp", "PSNR (dB)", "encode (s)", "decode (s)"], cells)
+
+
+def quotation(name: str, curve: Curve, points: Curve) -> str:
+    """Return the sentence on a published curve."""
+    source = load("quoted_curves.json")[name]["source"]
+    pairs = ", ".join(f"{point['bpp']:.3f}/{point['psnr_db']:.2f}" for point in curve)
+    value = bd_rate_percent(curve, points)
+    against = "" if value is None else f" Ours against it: {value:+.1f} %."
+    return f"\nQuoted, {name} ({source}), bpp/dB: {pairs}.{against}\n"
 
 
 def contexts(result: dict[str, Any]) -> str:
@@ -207,8 +227,8 @@ def contexts(result: dict[str, Any]) -> str:
 @click.option("--check", is_flag=True)
 def main(check: bool) -> None:
     """Rewrite the sections between the markers."""
-    parts = {"kodak": rate_distortion, "targets": targets, "effort": effort, "speed": speed}
-    readme = "\n".join(write(json.loads((ROOT / "results" / f"{name}.json").read_text())) for name, write in parts.items())
+    parts = {"kodak/summary": rate_distortion, "targets": targets, "effort": effort, "speed": speed}
+    readme = "\n".join(write(load(f"{name}.json")) for name, write in parts.items())
     sections = {"README.md": f"\n{readme}\n", "docs/models.md": f"\n{models()}\n"}
     for name, section in sections.items():
         path = ROOT / name
@@ -217,9 +237,11 @@ def main(check: bool) -> None:
         _, tail = rest.split(END)
         new = head + BEGIN + section + END + tail
         if check and new != text:
-            sys.exit(f"{name} does not match results/*.json: run scripts/make_results.py")
+            sys.exit(f"{name} does not match results/: run scripts/make_results.py")
         if not check:
             path.write_text(new, encoding="utf-8")
+    if not check:
+        draw_figures()
 
 
 if __name__ == "__main__":

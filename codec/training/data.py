@@ -10,8 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from bitstream.errors import UsageError
-
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm"}
+from codec.images import SUFFIXES
 
 
 def find_images(folder: str | Path, min_side: int = 1) -> list[Path]:

@@ -1,0 +1,119 @@
+"""The command ``codec compare``. ``codec.cli`` registers it and turns its errors into exit codes.
+
+Heavy imports stay inside, as in ``codec.cli``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from bitstream.errors import UsageError
+from codec.cli_options import DEVICES, PATH, set_threads
+
+if TYPE_CHECKING:
+    from codec.evaluation.contenders import Contender
+    from codec.targets import Target
+
+DEFAULT_BPP = 0.25  # where codecs differ to the eye
+
+
+@click.argument("sources", metavar="IMAGE...", type=PATH, nargs=-1, required=True)
+@click.option("-o", "--out", type=PATH, required=True, help="The page, an HTML file.")
+@click.option("--bpp", type=float, help=f"Bits per pixel of every codec's file.  [default: {DEFAULT_BPP}]")
+@click.option("--size", metavar="BYTES|KB", help="Instead: bytes, for example 30000 or 30KB.")
+@click.option("-q", "--quality", type=click.FloatRange(0, 100), help="Instead: as many bytes as the first model needs for it.")
+@click.option("--model", "models", multiple=True, default=("swift",), show_default=True,
+              help="A name from `codec models`, or a .safetensors path; several times for several.")  # fmt: skip
+@click.option("--peers", "peer_names", help="Comma-separated.  [default: all that are installed]")
+@click.option("-f", "--force", is_flag=True, help="Overwrite the page.")
+@click.option("--threads", type=click.IntRange(1), help="CPU threads (default: all cores).")
+@click.option("--device", type=DEVICES, default="auto", show_default=True, help="Where the transforms run.")
+def compare(
+    sources: tuple[Path, ...], out: Path, bpp: float | None, size: str | None, quality: float | None, models: tuple[str, ...],
+    peer_names: str | None, force: bool, threads: int | None, device: str,
+) -> None:  # fmt: skip
+    """Show pictures as every codec leaves them at the same number of bytes: one HTML page that needs nothing else.
+
+    It has a wipe slider, zoom, difference maps, a blink key, the figures of each codec and its rate-distortion curve.
+
+    \b
+    codec compare photo.png -o page.html
+    codec compare photo.png other.jpg --size 30KB --peers jpeg,webp,avif -o page.html
+    """
+    goal = _goal(bpp, size, quality)
+    from codec.files import check_target, write_atomic
+
+    check_target(out, overwrite=force)
+    for source in sources:
+        if not os.path.exists(source):
+            raise UsageError(f"{source}: no such file")
+    set_threads(threads)
+    import torch
+
+    from codec import images
+    from codec.comparison.match import compare as match
+    from codec.comparison.page import page
+
+    pictures = [(source.name, images.load(source)) for source in sources]
+    contenders = _contenders(models, peer_names, threads or torch.get_num_threads(), device)
+    with _bar(len(pictures) * len(contenders)) as progress:
+        shown = [match(name, picture, goal, contenders, progress) for name, picture in pictures]
+    title = f"{', '.join(name for name, _ in pictures)}: codecs at equal bytes"
+    write_atomic(out, page(shown, title=title, made_by=_made_by(contenders)).encode(), overwrite=force)
+    for compared in shown:
+        for codec in compared.codecs:
+            off = 100 * (codec.n_bytes / compared.asked_bytes - 1)
+            click.echo(f"{compared.name}: {codec.name} {codec.n_bytes} bytes ({off:+.1f} %), PSNR {codec.psnr_db:.2f} dB")
+    click.echo(f"{out}: open it in a browser")
+
+
+def _goal(bpp: float | None, size: str | None, quality: float | None) -> Target:
+    """Return what was asked for. Raises UsageError for contradictions."""
+    from codec.targets import Target, parse_size
+
+    if bpp is None and size is None and quality is None:
+        bpp = DEFAULT_BPP
+    return Target(quality=quality, bpp=bpp, size=None if size is None else parse_size(size))
+
+
+def _contenders(models: tuple[str, ...], peer_names: str | None, threads: int, device: str) -> list[Contender]:
+    """Return models, then peers. Raises UsageError for unknown ones; by default says which are not installed."""
+    from codec.evaluation.contenders import ModelContender, PeerContender, check_names
+    from codec.evaluation.peers import PEERS, peers
+
+    chosen: list[Contender] = [ModelContender.of(model, device) for model in models if model]
+    for name in PEERS if peer_names is None else [peer.name for peer in peers(peer_names)]:
+        try:
+            chosen.append(PeerContender.of(PEERS[name], threads))
+        except UsageError as error:
+            click.echo(f"codec: left out: {error}", err=True)
+    check_names(chosen)
+    return chosen
+
+
+def _made_by(contenders: list[Contender]) -> str:
+    from codec import __version__
+    from codec.evaluation.contenders import PeerContender
+    from codec.machine import cpu_name
+
+    identities = [f"{contender.name}: {contender.identity}" for contender in contenders]
+    threads = {contender.threads for contender in contenders if isinstance(contender, PeerContender)}
+    return f"codec {__version__}; {'; '.join(identities)}; {cpu_name()}, {', '.join(map(str, threads))} threads"
+
+
+@contextlib.contextmanager
+def _bar(total: int) -> Iterator[Callable[[str], None]]:
+    """Show a bar on a terminal; its value is called with the name of the codec that begins."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task("compare", total=total)
+        yield lambda name: bar.update(task, advance=1, description=name)

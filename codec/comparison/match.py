@@ -1,0 +1,67 @@
+"""What each codec makes of a picture at the same number of bytes, and its curve."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from codec.comparison.page import Compared, RatePoint, Shown
+from codec.evaluation.contenders import Contender, ModelContender
+from codec.evaluation.rows import MEASURES, Row, run_once
+from codec.images import Picture
+from codec.targets import Target
+
+Progress = Callable[[str], None]
+
+
+def compare(name: str, picture: Picture, goal: Target, contenders: Sequence[Contender], progress: Progress) -> Compared:
+    """Return a picture with the best file of each codec that has the bytes of ``goal``; its smallest where all are larger.
+
+    A quality is that of the first codec, whose bytes the others get. ``progress`` is called with the name of each codec
+    before it runs.
+    """
+    h, w, _ = picture.pixels.shape
+    limit, codecs = goal.limit(h * w), []
+    for contender in contenders:
+        progress(contender.name)
+        quality = goal.quality or 0.0 if limit is None else contender.quality_for(picture, limit)
+        codecs.append(_shown(contender, picture, quality))
+        limit = codecs[0].n_bytes if limit is None else limit
+    assert limit is not None
+    return Compared(name, picture.pixels, limit, codecs)
+
+
+def _shown(contender: Contender, picture: Picture, quality: float) -> Shown:
+    curve = [run_once(contender, picture, point, tuple(MEASURES))[0] for point in contender.grid()]  # also warms up
+    row, decoded = run_once(contender, picture, quality, tuple(MEASURES))
+    return Shown(
+        name=contender.name,
+        setting=setting_text(contender.facts(quality)["settings"]),
+        n_bytes=row["bytes"],
+        psnr_db=math.inf if row["psnr_db"] is None else row["psnr_db"],
+        ms_ssim_db=row["ms_ssim_db"],
+        encode_s=row["encode_s"],
+        decode_s=row["decode_s"],
+        pixels=decoded,
+        curve=[_rate_point(row) for row in curve],
+        is_ours=isinstance(contender, ModelContender),
+    )
+
+
+def _rate_point(row: Row) -> RatePoint:
+    return RatePoint(row["bpp"], row["psnr_db"], row["ms_ssim_db"])
+
+
+def setting_text(settings: Mapping[str, Any]) -> str:
+    """Return the options of a file for people: "quality 37, optimize, subsampling 4:4:4"."""
+    words = []
+    for key, value in settings.items():
+        if value is True:
+            words.append(key.replace("_", " "))
+        elif key == "quality_layers":  # JPEG 2000's, behind quality_mode
+            words.append(", ".join(f"{layer:g}" for layer in value))
+        else:
+            number = f"{value:.1f}" if isinstance(value, float) else value
+            words.append(f"{key} {number}".replace("_", " "))
+    return ", ".join(words)

@@ -1,0 +1,157 @@
+"""What runs side by side: models of ours and peers, as one kind of thing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import PIL
+import torch
+
+from bitstream.container import unpack_header
+from bitstream.errors import TargetError, UsageError
+from codec import images
+from codec.api import Codec, cached_codec
+from codec.evaluation.peers import Peer
+from codec.images import Picture, Pixels
+from codec.targets import Attempt, LevelSearch, Target
+from models.network import RateConfig
+
+
+class Contender(Protocol):
+    """A codec with a scale of qualities."""
+
+    @property
+    def name(self) -> str:
+        """Return what rows and plots call it."""
+        ...
+
+    @property
+    def identity(self) -> str:
+        """Return what its files depend on beside the settings: weights, or versions of libraries."""
+        ...
+
+    def grid(self) -> Sequence[float]:
+        """Return the qualities that make a curve."""
+        ...
+
+    def facts(self, quality: float) -> dict[str, Any]:
+        """Return what a row says of a quality: ``settings``, and for a model ``lmbda``. Raises UsageError if it has no such."""
+        ...
+
+    def quality_for(self, picture: Picture, limit: int) -> float:
+        """Return the quality of the best file of at most ``limit`` bytes; the lowest if all files are larger."""
+        ...
+
+    def encode(self, picture: Picture, quality: float) -> bytes:
+        """Return the file of a picture."""
+        ...
+
+    def decode(self, data: bytes) -> Pixels:
+        """Return the pixels (H, W, 3) of a file of its own."""
+        ...
+
+
+@dataclass(frozen=True)
+class ModelContender:
+    """A model of ours, by name or the path of a checkpoint."""
+
+    model: str
+    device: str
+    name: str
+    identity: str
+    config: RateConfig
+
+    @classmethod
+    def of(cls, model: str, device: str = "auto") -> ModelContender:
+        """Load a model. Raises CheckpointError or UsageError."""
+        loaded = cached_codec(model, device).model
+        row = loaded.checkpoint
+        return cls(model, device, row.name, f"checkpoint {row.sha256[:16]}", loaded.config)
+
+    @property
+    def coder(self) -> Codec:
+        """Return the loaded model."""
+        return cached_codec(self.model, self.device)
+
+    def grid(self) -> list[float]:
+        """Return the qualities of the model's rate levels: the λ that it was trained with."""
+        return [100 * level / max(self.config.levels - 1, 1) for level in range(self.config.levels)]
+
+    def facts(self, quality: float) -> dict[str, Any]:
+        """Return the λ that a quality stands for."""
+        Target(quality=quality)
+        level = torch.tensor(quality / 100 * (self.config.levels - 1), dtype=torch.float64)
+        return {"lmbda": round(float(self.config.lmbda(level)), 6), "settings": {"quality": quality}}
+
+    def quality_for(self, picture: Picture, limit: int) -> float:
+        """Return a quality; the search runs over rate levels."""
+        try:
+            data = self.coder.encode_picture(picture, Target(size=limit))
+        except TargetError:
+            return 0.0
+        return 100 * unpack_header(data)[0].level / (self.coder.max_level or 1)
+
+    def encode(self, picture: Picture, quality: float) -> bytes:
+        """Return the file of a picture."""
+        return self.coder.encode_picture(picture, Target(quality=quality))
+
+    def decode(self, data: bytes) -> Pixels:
+        """Return the pixels of a file."""
+        return images.load(self.coder.decode(data)).pixels
+
+
+@dataclass(frozen=True)
+class PeerContender:
+    """A codec of Pillow's, with so many threads."""
+
+    peer: Peer
+    threads: int
+    identity: str
+
+    @classmethod
+    def of(cls, peer: Peer, threads: int = 1) -> PeerContender:
+        """Load a codec. Raises UsageError if its library is missing."""
+        return cls(peer, threads, f"Pillow {PIL.__version__}, {peer.version()}")
+
+    @property
+    def name(self) -> str:
+        """Return the peer's name."""
+        return self.peer.name
+
+    def grid(self) -> Sequence[float]:
+        """Return the peer's qualities."""
+        return self.peer.grid
+
+    def facts(self, quality: float) -> dict[str, Any]:
+        """Return the options of ``Image.save``."""
+        return {"settings": self.peer.settings(quality, self.threads)}
+
+    def quality_for(self, picture: Picture, limit: int) -> float:
+        """Return a quality of the peer's scale, in steps of ``Peer.step``."""
+        peer = self.peer
+        search = LevelSearch(lambda i: Attempt(self.encode(picture, peer.at(i))), peer.steps)
+        h, w, _ = picture.pixels.shape
+        try:
+            return peer.at(search.run(Target(size=limit), h * w)[0])
+        except TargetError:
+            return peer.lowest
+
+    def encode(self, picture: Picture, quality: float) -> bytes:
+        """Return the file of a picture; a gray one is stored as such."""
+        return self.peer.encode(picture.pixels, picture.gray, self.peer.settings(quality, self.threads))
+
+    def decode(self, data: bytes) -> Pixels:
+        """Return the pixels of a file."""
+        return self.peer.decode(data)
+
+
+def check_names(contenders: Sequence[Contender]) -> None:
+    """Raise UsageError if there is none, or if two have the same name."""
+    names = [contender.name for contender in contenders]
+    if not names:
+        raise UsageError("no model and no peer is given: name one, for example --peers jpeg,webp")
+    for name in names:
+        if names.count(name) > 1:
+            raise UsageError(f"two contenders are called {name}: give each once")

@@ -1,0 +1,166 @@
+"""One row for each picture, codec and quality; and the file that keeps them, so that a run that was cut short goes on.
+
+A row is JSON: codec, identity (weights or versions), settings, quality, image, crc (of its pixels), width, height, bytes, bpp,
+psnr_db, ms_ssim_db, encode_s (pixels to bytes), decode_s (bytes to pixels), lmbda (models), threads, jobs, versions,
+machine. A measure that a picture does not have (MS-SSIM below 161 pixels a side, PSNR of equal pictures) is null.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import time
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+import PIL
+import torch
+
+from bitstream.errors import ImageError, UsageError
+from codec import __version__, images
+from codec.evaluation.contenders import Contender
+from codec.files import read_bytes, write_atomic
+from codec.images import SUFFIXES, Picture, Pixels
+from codec.machine import cpu_name
+from codec.metrics import bpp, ms_ssim_db, psnr_db
+from models.network import MS_SSIM_SIDE
+
+MEASURES = {"psnr": "psnr_db", "ms-ssim": "ms_ssim_db"}
+KEY = ("codec", "image", "crc", "quality")  # of a row; with the same identity and settings it is not run again
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A picture of the folder: its path, its name in rows, and the CRC-32 of its pixels."""
+
+    path: Path
+    name: str
+    crc: str
+
+
+def find_sources(folder: Path, skipped: Callable[[str], None]) -> list[Source]:
+    """Return the pictures below a folder; ``skipped`` is told why one cannot be used. Raises UsageError if none can."""
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    sources = []
+    for path in paths:
+        try:
+            pixels = images.load(path).pixels
+        except ImageError as error:
+            skipped(str(error))
+        else:
+            sources.append(Source(path, path.relative_to(folder).as_posix(), f"{zlib.crc32(pixels.tobytes()):08x}"))
+    if not sources:
+        raise UsageError(f"{folder}: no usable pictures ({', '.join(sorted(SUFFIXES))}) are below it")
+    return sources
+
+
+def measure(contender: Contender, source: Source, picture: Picture, quality: float, metrics: Sequence[str]) -> Row:
+    """Return the row of a picture at one quality of a codec; ``metrics`` are names of ``MEASURES``."""
+    point, _ = run_once(contender, picture, quality, metrics)
+    row: Row = {"codec": contender.name, "identity": contender.identity, "image": source.name, "crc": source.crc}
+    return row | {"quality": quality, **contender.facts(quality), **point}
+
+
+def run_once(contender: Contender, picture: Picture, quality: float, metrics: Sequence[str]) -> tuple[Row, Pixels]:
+    """Encode and decode a picture; return what of a row is measured, and the decoded pixels (H, W, 3)."""
+    begin = time.perf_counter()
+    data = contender.encode(picture, quality)
+    middle = time.perf_counter()
+    decoded = contender.decode(data)
+    end = time.perf_counter()
+    h, w, _ = picture.pixels.shape
+    row: Row = {"width": w, "height": h, "bytes": len(data), "bpp": bpp(len(data), w, h)}
+    if "psnr" in metrics:
+        row["psnr_db"] = finite(psnr_db(picture.pixels, decoded))
+    if "ms-ssim" in metrics:
+        row["ms_ssim_db"] = finite(ms_ssim_db(picture.pixels, decoded)) if min(h, w) > MS_SSIM_SIDE else None
+    return row | {"encode_s": round(middle - begin, 5), "decode_s": round(end - middle, 5)}, decoded
+
+
+def finite(value: float) -> float | None:
+    """Return a number that JSON has, None for infinity."""
+    return value if math.isfinite(value) else None
+
+
+def machine_facts(threads: int, jobs: int) -> Row:
+    """Return what a row says of where it was measured."""
+    versions = {"codec": __version__, "torch": torch.__version__, "pillow": PIL.__version__}
+    versions["python"] = platform.python_version()
+    return {"threads": threads, "jobs": jobs, "versions": versions, "machine": cpu_name()}
+
+
+class RowStore:
+    """The rows of a folder's ``rows.jsonl``, one line each, on the disk as they come; in memory alone without a path.
+
+    For one run at a time.
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
+        self.path = path
+        self.rows: dict[tuple[Any, ...], Row] = {}
+        self._file: TextIO | None = None
+        if path is not None and path.exists():
+            self.rows = {key(row): row for row in _read(path)}
+
+    def has(self, wanted: Row, metrics: Sequence[str]) -> bool:
+        """Return whether there is a row of the same codec, picture, quality, identity and settings, with all metrics."""
+        row = self.rows.get(key(wanted))
+        same = row is not None and all(row[name] == wanted[name] for name in ("identity", "settings"))
+        return same and row is not None and all(MEASURES[name] in row for name in metrics)
+
+    def begin(self) -> None:
+        """Write the file anew, without rows that were replaced or cut off, and keep it open for more."""
+        if self.path is not None:
+            self._write(self.path)
+            self._file = self.path.open("a", encoding="utf-8")
+
+    def add(self, row: Row) -> None:
+        """Keep a row: it is on the disk when this returns."""
+        self.rows[key(row)] = row
+        if self._file is not None:
+            self._file.write(_line(row))
+            self._file.flush()
+            os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Close the file; replaced rows leave it."""
+        if self._file is not None and self.path is not None:
+            self._file.close()
+            self._file = None
+            self._write(self.path)
+
+    def _write(self, path: Path) -> None:
+        write_atomic(path, "".join(_line(row) for row in self.rows.values()).encode(), overwrite=True)
+
+
+def key(row: Row) -> tuple[Any, ...]:
+    """Return what a row is known by."""
+    return tuple(row[name] for name in KEY)
+
+
+def _read(path: Path) -> list[Row]:
+    """Return the rows of a file; its last line is left out if a run was killed while it wrote it. Raises UsageError."""
+    lines = read_bytes(path).split(b"\n")
+    rows = []
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line) if line else None
+        except ValueError as error:
+            if number == len(lines):
+                break
+            raise UsageError(f"{path}, line {number}: not JSON: remove the line, or choose another folder") from error
+        if row is not None and not (isinstance(row, dict) and row.keys() >= {*KEY, "identity", "settings", "bytes"}):
+            raise UsageError(f"{path}, line {number}: not a row of `codec evaluate`: choose another folder")
+        rows += [] if row is None else [row]
+    return rows
+
+
+def _line(row: Row) -> str:
+    return json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"

@@ -1,0 +1,267 @@
+"""Where the bits of a file are: its parts in bytes, bits over the picture, bits of each latent channel.
+
+The symbols are decoded as ``codec.decode`` does it, by a reader that keeps what it read; g_s does not run. Ideal bits are −log2
+of the probabilities that the CDF rows give to the symbols: the payloads of the coder are a little longer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from os import PathLike
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from bitstream.coder import RecordingReader, StreamCost, StreamGroup
+from bitstream.container import ALPHA, EXIF, ICC, MAX_PIXELS, MAX_SIDE, XMP, Y_TILE, Container, Header, Z, unpack_header
+from bitstream.mixture import Mixtures
+from bitstream.segments import Distributions, TableRows
+from bitstream.tables import SCALES
+from bitstream.varint import unpack_varint
+from codec.api import Codec, cached_codec
+from codec.files import read_bytes
+from codec.metrics import bpp
+from models.factorized_entropy import FactorizedEntropy
+from models.layout import Order
+from models.manifest import find_by_id
+from models.runtime import STRIDE_Y, STRIDE_Z, check_symbols
+from models.schedule import segments
+
+PASSES: dict[Order, tuple[str, ...]] = {  # the segments of wavefronts are one pass here
+    "one pass": ("y",),
+    "checkerboard": ("y anchors", "y others"),
+    "crossed": ("y first half", "y second half"),
+    "wavefronts": ("y",),
+}
+_CHUNK_NAMES = {ALPHA: "ALPHA", ICC: "ICC", EXIF: "EXIF", XMP: "XMP"}
+# Nine colours of "inferno" (van der Walt and Smith, matplotlib), perceptually uniform and dark where there are few bits.
+_INFERNO = ("000004", "210c4a", "56106e", "89226a", "bb3754", "e35932", "f98c0a", "f9c932", "fcffa4")
+
+FloatArray = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of a file. Streams have a cost, in bytes, symbols and ideal bits; other parts have bytes only."""
+
+    name: str
+    n_bytes: int
+    cost: StreamCost = StreamCost()
+
+
+@dataclass(frozen=True)
+class Channel:
+    """A channel of y: its ideal bits, their share of those of all channels, and the share of its symbols that are zero."""
+
+    index: int
+    bits: float
+    share: float
+    zeros: float
+
+
+@dataclass(frozen=True, eq=False)
+class Inspection:
+    """Where the bits of a file are. The bytes of ``parts`` add up to those of the file.
+
+    ``position_bits`` (h, w) are the ideal bits of each 16×16 pixels, of the padding to multiples of 64 too; the bits of a
+    symbol of z are spread over its 64×64 pixels. ``channel_bits`` and ``channel_zeros``, a share, are those of y (M,).
+    """
+
+    header: Header
+    model: str
+    quality: float
+    parts: tuple[Part, ...]
+    position_bits: FloatArray
+    channel_bits: FloatArray
+    channel_zeros: FloatArray
+
+    @property
+    def n_bytes(self) -> int:
+        """Return the bytes of the file."""
+        return sum(part.n_bytes for part in self.parts)
+
+    @property
+    def cost(self) -> StreamCost:
+        """Return the cost of all streams."""
+        return sum((part.cost for part in self.parts), StreamCost())
+
+    @property
+    def bpp_map(self) -> FloatArray:
+        """Return the ideal bits per pixel (⌈H/16⌉, ⌈W/16⌉) of each 16×16 pixels of the picture."""
+        rows, columns = (-(-side // STRIDE_Y) for side in (self.header.height, self.header.width))
+        return self.position_bits[:rows, :columns] / STRIDE_Y**2
+
+    def channels(self, count: int) -> list[Channel]:
+        """Return the channels of y that carry most bits, most first."""
+        order = np.argsort(-self.channel_bits, kind="stable")[:count]
+        shares = self.channel_bits / (self.channel_bits.sum() or 1.0)
+        return [Channel(int(i), float(self.channel_bits[i]), float(shares[i]), float(self.channel_zeros[i])) for i in order]
+
+    def facts(self, channels: int) -> dict[str, Any]:
+        """Return all of it for JSON, of the map the extremes and the mean; sizes in bytes, shares in 0 … 1."""
+        header, cost, bpp_map = self.header, self.cost, self.bpp_map
+        return {
+            "width": header.width,
+            "height": header.height,
+            "gray": header.gray,
+            "model": self.model,
+            "model_id": header.model_id.hex(),
+            "quality": round(self.quality, 2),
+            "bytes": self.n_bytes,
+            "bpp": round(bpp(self.n_bytes, header.width, header.height), 5),
+            "parts": [_part_facts(part, self.n_bytes) for part in self.parts],
+            "streams": _rounded(asdict(cost)),
+            "bpp_map": _rounded({name: float(getattr(bpp_map, name)()) for name in ("min", "mean", "max")}),
+            "channels": [_rounded(asdict(channel)) for channel in self.channels(channels)],
+        }
+
+
+def _part_facts(part: Part, n_bytes: int) -> dict[str, Any]:
+    return _rounded({"name": part.name, "bytes": part.n_bytes, "share": part.n_bytes / n_bytes, **asdict(part.cost)})
+
+
+def _rounded(facts: dict[str, Any]) -> dict[str, Any]:
+    return {name: round(value, 5) if isinstance(value, float) else value for name, value in facts.items()}
+
+
+def inspect(
+    data_or_path: bytes | str | PathLike[str], *, model: str | PathLike[str] | None = None, max_pixels: int = MAX_PIXELS
+) -> Inspection:
+    """Return where the bits of a file are, decoded with the installed checkpoint that it names, or with ``model``.
+
+    Raises what ``codec.decode`` raises.
+    """
+    data = data_or_path if isinstance(data_or_path, bytes) else read_bytes(data_or_path)
+    name = str(model) if model is not None else find_by_id(unpack_header(data, max_pixels=max_pixels)[0].model_id)
+    codec = cached_codec(name, "cpu")
+    container = codec.unpack(data, max_pixels=max_pixels)
+    header = container.header
+    entropy = codec.model.entropy
+    h, w = (-(-side // STRIDE_Z) * (STRIDE_Z // STRIDE_Y) for side in (header.height, header.width))  # of y
+    groups = _read_groups(codec, container, h, w)
+    parts, position_bits = [], np.zeros((h, w))
+    if entropy.layout.hyper:
+        (cost,), (bits,) = groups.pop(0).measure()
+        parts.append(Part("z", cost.n_bytes, cost))
+        of_z = bits.reshape(h // 4, w // 4, -1).sum(axis=2) / 16
+        position_bits += of_z.repeat(4, axis=0).repeat(4, axis=1)
+    costs, bits_of_steps = zip(*(group.measure() for group in groups), strict=True)
+    parts += _y_parts(groups, costs, entropy.layout.order, by_channel=isinstance(entropy, FactorizedEntropy))
+    symbols = [symbols for group in groups for _, symbols in group.steps]
+    elements = _Elements(entropy.layout.order, h, w, entropy.log2_gain.shape[1])
+    of_y, channel_bits = elements.sums([bits for steps in bits_of_steps for bits in steps])
+    _, zeros = elements.sums([part == 0 for part in symbols])
+    head, *frames = _frame_parts(data)
+    quality = 100 * header.level / (codec.max_level or 1)
+    name, parts = codec.model.checkpoint.name, [head, *parts, *frames]
+    return Inspection(header, name, quality, tuple(parts), position_bits + of_y, channel_bits, zeros / (h * w))
+
+
+def _read_groups(codec: Codec, container: Container, h: int, w: int) -> list[StreamGroup]:
+    """Decode the symbols of a y of h × w; return what was read. Raises FormatError, SymbolError or DesyncError."""
+    reader = RecordingReader(codec.engine, [payload for _, payload in container.chunks])
+    codec.model.entropy.code_latents(reader, container.header.level, h, w, None)
+    check_symbols(reader.crc, container.header.symbol_crc)
+    return reader.groups
+
+
+def _y_parts(groups: list[StreamGroup], costs: Sequence[list[StreamCost]], order: Order, *, by_channel: bool) -> list[Part]:
+    """Return a part for each pass and band of y, and one for the lengths of the streams of segments."""
+    names, parts = PASSES[order], []
+    bands = _band_names(groups[0].steps[0][0], by_channel)
+    for number, name in enumerate(names):
+        of_pass = costs if len(names) == 1 else costs[number : number + 1]
+        for band, label in enumerate(bands):
+            cost = sum((streams[band] for streams in of_pass), StreamCost())
+            parts.append(Part(f"{name}, {label}", cost.n_bytes, cost))
+    if order == "wavefronts":
+        parts.append(Part("y, lengths of streams", sum(group.length_bytes for group in groups)))
+    return parts
+
+
+def _band_names(source: Distributions, by_channel: bool) -> list[str]:
+    """Return what each band holds: so many channels, or a range of scale indexes."""
+    assert isinstance(source, TableRows | Mixtures)
+    rows = len(source.table.cumulative) if isinstance(source, TableRows) else SCALES
+    edges = [0, *source.edges, rows]
+    if by_channel:
+        return [f"{high - low} channels" for low, high in pairwise(edges)]
+    return [f"scales {low}-{high - 1}" for low, high in pairwise(edges)]
+
+
+class _Elements:
+    """Which elements of y (h·w, M) the symbols of each step are."""
+
+    def __init__(self, order: Order, h: int, w: int, channels: int) -> None:
+        self._steps = [step for segment in segments(order, h, w) for step in segment]
+        self._shape = h, w, channels
+
+    def sums(self, values: Sequence[NDArray[Any]]) -> tuple[FloatArray, FloatArray]:
+        """Return the sums, over positions (h, w) and over channels (M,), of values (n,) of the symbols of each step."""
+        h, w, channels = self._shape
+        positions, of_channels = np.zeros(h * w), np.zeros(channels)
+        for step, of_step in zip(self._steps, values, strict=True):
+            start = 0
+            for cell in step:
+                width = len(range(*cell.channels.indices(channels)))
+                part = of_step[start : start + len(cell.where) * width].reshape(-1, width)
+                positions[cell.where.numpy()] += part.sum(axis=1)
+                of_channels[cell.channels] += part.sum(axis=0)
+                start += part.size
+        return positions.reshape(h, w), of_channels
+
+
+def _frame_parts(data: bytes) -> list[Part]:
+    """Return the parts of a file, already checked, that are not streams: header, chunk frames, other chunks, checksum."""
+    view = memoryview(data)
+    _, start = unpack_header(view, max_pixels=2 * MAX_SIDE**2)
+    offset, end, frames, others = start, len(view) - 4, 0, []
+    while offset < end:
+        kind = view[offset]
+        length, inside = unpack_varint(view, offset + 1)
+        frames += inside - offset
+        if kind not in (Z, Y_TILE):
+            others.append(Part(f"chunk {_CHUNK_NAMES.get(kind, hex(kind))}", length))
+        offset = inside + length
+    return [Part("header", start), Part("chunk types and lengths", frames), *others, Part("checksum", 4)]
+
+
+def heatmap(inspection: Inspection, *, under: Image.Image | None = None, legend: bool = True) -> Image.Image:
+    """Draw bits per pixel, black for none to light yellow for most, at the size of the picture.
+
+    ``under`` is the decoded picture, to shine through in gray. The legend is a strip below.
+    """
+    header, bpp_map = inspection.header, inspection.bpp_map
+    top = float(bpp_map.max()) or 1.0
+    blocks = _colours(bpp_map / top).repeat(STRIDE_Y, axis=0).repeat(STRIDE_Y, axis=1)
+    image = Image.fromarray(np.ascontiguousarray(blocks[: header.height, : header.width]))
+    if under is not None:
+        image = Image.blend(under.convert("L").convert("RGB"), image, 0.6)
+    return _with_legend(image, top) if legend else image
+
+
+def _colours(share: FloatArray) -> NDArray[np.uint8]:
+    """Return the colours (…, 3) of shares in 0 … 1."""
+    anchors = np.array([list(bytes.fromhex(colour)) for colour in _INFERNO])
+    places = np.linspace(0, 1, len(anchors))
+    return np.stack([np.interp(share, places, channel) for channel in anchors.T], axis=-1).round().astype(np.uint8)
+
+
+def _with_legend(image: Image.Image, top: float) -> Image.Image:
+    """Return the picture with a strip below it that says which colour is how many bits per pixel, up to ``top``."""
+    size = max(12, min(image.size) // 32)
+    width = max(image.width, 20 * size)
+    canvas = Image.new("RGB", (width, image.height + 3 * size), "white")
+    canvas.paste(image)
+    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(size)
+    left, right, above = size, width - size, image.height + size // 2
+    bar = _colours(np.linspace(0, 1, right - left))[None].repeat(size, axis=0)
+    canvas.paste(Image.fromarray(bar), (left, above))
+    for share, anchor, unit in ((0.0, "la", ""), (0.5, "ma", ""), (1.0, "ra", " bits per pixel")):
+        at = left + share * (right - left), above + size * 1.15
+        draw.text(at, f"{share * top:.2f}{unit}", fill="black", font=font, anchor=anchor)
+    return canvas

@@ -1,0 +1,143 @@
+"""``codec evaluate`` whole: the table, what it writes, that a run goes on where it was."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+from codec.cli import main
+
+PEERS = "jpeg,webp,jpeg2000"
+
+
+def invoke(*arguments):
+    """Run ``codec evaluate`` in this process."""
+    return CliRunner().invoke(main, ["evaluate", *map(str, arguments)])
+
+
+def rows_of(out):
+    """The rows of a folder by codec, picture and quality."""
+    rows = [json.loads(line) for line in (out / "rows.jsonl").read_text().splitlines()]
+    return {(row["codec"], row["image"], row["quality"]): row for row in rows}
+
+
+def test_the_report_of_a_model_is_printed(pictures, tiny_checkpoint):
+    result = invoke(pictures, "--model", tiny_checkpoint, "--threads", 1)
+    assert result.exit_code == 0, result.output
+    assert all(word in result.stdout for word in ("λ", "pixels", "bits", "bpp", "PSNR", "encode", "decode"))
+    levels = [line for line in result.stdout.splitlines() if line.startswith("│ ")]
+    assert len(levels) == 4  # of the tiny checkpoint
+
+
+def test_rows_tables_and_plots_are_written(pictures, tiny_checkpoint, tmp_path):
+    out = tmp_path / "out"
+    quoted = tmp_path / "quoted.json"
+    quoted.write_text(json.dumps({"old codec": {"bpp": [0.5, 1, 2, 4], "psnr": [20, 25, 30, 35], "source": "a paper"}}))
+    arguments = [pictures, "--model", tiny_checkpoint, "--peers", PEERS, "-q", "20,50,80,95", "--quoted", quoted, "-o", out]
+    result = invoke(*arguments)
+    assert result.exit_code == 0, result.output
+    assert len(rows_of(out)) == 4 * 4 * 4
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["pictures"] == ["a.png", "b.png", "c.png", "more/d.png"]
+    assert set(summary["codecs"]) == {"tiny-swift", "jpeg", "webp", "jpeg2000"}
+    matrix = summary["bd_rate_percent"]["psnr_db"]
+    assert matrix["jpeg2000"]["jpeg"] * matrix["jpeg"]["jpeg2000"] < 0
+    assert isinstance(matrix["jpeg"]["old codec"], float)
+    report = (out / "report.md").read_text()
+    assert "old codec" in report
+    assert "quoted, not run here" in report
+    assert "old codec (quoted)" in (out / "psnr.svg").read_text()
+    with Image.open(out / "psnr.png") as plot:
+        assert plot.width >= 1000
+    assert "ms_ssim_db" not in summary["bd_rate_percent"]  # pictures too small for MS-SSIM have no mean of it
+
+
+def test_a_second_run_measures_nothing_and_a_changed_picture_anew(pictures, tmp_path, picture):
+    out = tmp_path / "out"
+    arguments = [pictures, "--model", "", "--peers", "jpeg,webp", "-q", "30,60", "-o", out]
+    assert invoke(*arguments).exit_code == 0
+    before = rows_of(out)
+    assert invoke(*arguments).exit_code == 0
+    assert rows_of(out) == before  # times included
+    Image.fromarray(picture(64, 96, 9)).save(pictures / "a.png")
+    assert invoke(*arguments).exit_code == 0
+    changed = {key for key, row in rows_of(out).items() if row != before[key]}
+    assert changed == {(codec, "a.png", quality) for codec in ("jpeg", "webp") for quality in (30.0, 60.0)}
+
+
+@pytest.mark.slow
+def test_processes_measure_the_same_files(pictures, tiny_checkpoint, tmp_path):
+    arguments = [pictures, "--model", tiny_checkpoint, "--peers", "jpeg,webp", "-q", "30,60", "--threads", 1]
+    for jobs in (1, 2):
+        assert invoke(*arguments, "-o", tmp_path / f"out{jobs}", "--jobs", jobs).exit_code == 0
+    sizes = [{key: row["bytes"] for key, row in rows_of(tmp_path / f"out{jobs}").items()} for jobs in (1, 2)]
+    assert sizes[0] == sizes[1]
+    assert len(sizes[0]) == 4 * 3 * 2
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_loses_at_most_one_row_and_goes_on(pictures, tiny_checkpoint, tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    arguments = [pictures, "--model", tiny_checkpoint, "--peers", PEERS, "-q", "20,40,60,80", "--threads", "1"]
+    assert invoke(*arguments, "-o", whole).exit_code == 0
+    command = [sys.executable, "-m", "codec", "evaluate", *map(str, arguments), "-o", str(killed)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    lines = 0
+    while lines < 5 and process.poll() is None:
+        lines = (killed / "rows.jsonl").read_bytes().count(b"\n") if (killed / "rows.jsonl").exists() else 0
+        time.sleep(0.002)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    text = (killed / "rows.jsonl").read_bytes()
+    kept = [json.loads(line) for line in text.split(b"\n")[:-1]]
+    assert len(kept) >= lines >= 5
+    assert len(kept) < 64
+    assert invoke(*arguments, "-o", killed).exit_code == 0
+    again = rows_of(killed)
+    assert {key: row["bytes"] for key, row in again.items()} == {key: row["bytes"] for key, row in rows_of(whole).items()}
+    assert all(again[row["codec"], row["image"], row["quality"]] == row for row in kept)  # none was run twice
+
+
+def test_pictures_that_cannot_be_used_are_named_at_the_end(pictures, tmp_path):
+    Image.new("RGBA", (8, 8)).save(pictures / "alpha.png")
+    result = invoke(pictures, "--model", "", "--peers", "jpeg", "-q", "50", "-o", tmp_path / "out")
+    assert result.exit_code == 1
+    assert "left out" in result.stderr
+    assert "alpha.png" in result.stderr
+    assert len(rows_of(tmp_path / "out")) == 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--peers", "heic"], "choose from jpeg"),
+        (["--metrics", "vmaf"], "choose from psnr, ms-ssim"),
+        (["--metrics", ","], "no metric is given"),
+        (["--model", "", "-q", "50"], "no model and no peer"),
+        (["--model", "", "--peers", "jpeg", "-q", "50.5"], "expected a whole number"),
+        (["--model", "", "--peers", "jpeg", "-q", "many"], "expected numbers like"),
+        (["--model", "", "--peers", "jpeg", "-q", ","], "no quality is given"),
+        (["--model", "no-such-model"], "no-such-model"),
+        (["--model", "", "--peers", "jpeg", "-o", "no/such/folder"], "cannot be made a folder"),
+    ],
+)
+def test_what_cannot_be_is_said_before_the_work(pictures, arguments, words):
+    result = invoke(pictures, *arguments)
+    assert result.exit_code in (1, 2)
+    assert words in result.stderr
+    assert isinstance(result.exception, SystemExit)
+
+
+def test_a_file_as_the_output_is_refused(pictures, tmp_path):
+    (tmp_path / "rows.json").write_text("mine")
+    result = invoke(pictures, "--model", "", "--peers", "jpeg", "-o", tmp_path / "rows.json")
+    assert result.exit_code == 2
+    assert (tmp_path / "rows.json").read_text() == "mine"
