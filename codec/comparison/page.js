@@ -427,7 +427,7 @@ function drawPlot() {
 }
 
 function plotScale(codecs, points, asked, measure) {
-  const width = Math.max(280, $("plot").clientWidth), height = Math.round(clamp(width * 0.74, 260, 380));
+  const width = Math.max(280, $("plot").clientWidth), height = Math.round(clamp(width * 0.8, 260, 380));
   const right = width - clamp(14 + 6.6 * Math.max(0, ...codecs.map((it) => it.name.length)), 40, 120);
   const rates = [...points.map((p) => p.bpp), ...codecs.map((it) => it.bpp), asked];
   const values = points.map((p) => p[measure]);
