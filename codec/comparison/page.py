@@ -1,7 +1,8 @@
 """One HTML file that shows codecs side by side: pictures, figures, style and script inlined; it loads nothing.
 
-Measures nothing: it is given what was measured. The script (``page.js``) reads one JSON block; names in it are strangers' text
-and never become markup. A Content-Security-Policy names the script and the style by their hashes: nothing else runs or loads.
+Measures nothing: it is given what was measured. The script (``page.js`` and its parts) reads one JSON block; names in it are
+strangers' text and never become markup. A Content-Security-Policy names the script and the style by their hashes: nothing else
+runs or loads.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from codec.images import Pixels
 from codec.metrics import bpp
 
 WEBP_MAX_SIDE = 16383  # libwebp: 14 bits for each side
+SCRIPTS = ("page.js", "page-difference.js", "page-figures.js", "page-input.js")  # one script, in this order
 THUMBNAIL = (144, 96)
 
 
@@ -65,7 +67,7 @@ class Compared:
 def page(pictures: Sequence[Compared], *, title: str, made_by: str) -> str:
     """Return the HTML document, to be written as UTF-8; ``made_by`` is the line at its foot: versions, machine, date."""
     facts = {"title": title, "made_by": made_by, "pictures": [_picture_facts(picture) for picture in pictures]}
-    css, js = _asset("page.css"), _asset("page.js")
+    css, js = _asset("page.css"), "\n".join(map(_asset, SCRIPTS))
     policy = f"default-src 'none'; img-src data: blob:; style-src {_hash(css)}; script-src {_hash(js)}; base-uri 'none'"
     parts = {"policy": policy, "title": html.escape(title), "css": css, "js": js, "facts": _json(facts)}
     # One pass, so that no picture's name is taken for a place to fill.
