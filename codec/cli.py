@@ -174,6 +174,8 @@ def decode(
     header = Container.unpack(data, max_pixels=max_pixels).header  # complain about damage before torch is loaded
     name = model if model is not None else find_by_id(header.model_id)
     from codec import images
+
+    images.format_of(target)
     from codec.api import cached_codec
 
     set_threads(threads)

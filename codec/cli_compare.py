@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from codec.evaluation.contenders import Contender
     from codec.targets import Target
 
+DEFAULT_PEERS = ("jpeg", "webp", "avif", "jxl", "jpeg2000")  # AVIF as it tunes itself: for the eye
 DEFAULT_BPP = 0.25  # where codecs differ to the eye
 
 
@@ -89,7 +90,7 @@ def _contenders(models: tuple[str, ...], peer_names: str | None, threads: int, d
     from codec.evaluation.peers import PEERS, peers
 
     chosen: list[Contender] = [ModelContender.of(model, device) for model in models if model]
-    for name in PEERS if peer_names is None else [peer.name for peer in peers(peer_names)]:
+    for name in DEFAULT_PEERS if peer_names is None else [peer.name for peer in peers(peer_names)]:
         try:
             chosen.append(PeerContender.of(PEERS[name], threads))
         except UsageError as error:
@@ -105,7 +106,8 @@ def _made_by(contenders: list[Contender]) -> str:
 
     identities = [f"{contender.name}: {contender.identity}" for contender in contenders]
     threads = {contender.threads for contender in contenders if isinstance(contender, PeerContender)}
-    return f"codec {__version__}; {'; '.join(identities)}; {cpu_name()}, {', '.join(map(str, threads))} threads"
+    used = f", {threads.pop()} threads" if threads else ""
+    return f"codec {__version__}; {'; '.join(identities)}; {cpu_name()}{used}"
 
 
 @contextlib.contextmanager
@@ -115,5 +117,5 @@ def _bar(total: int) -> Iterator[Callable[[str], None]]:
     from rich.progress import Progress
 
     with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task("compare", total=total)
+        task = bar.add_task("compare", total=total, completed=-1)
         yield lambda name: bar.update(task, advance=1, description=name)

@@ -26,8 +26,13 @@ METRICS = ("psnr", "ms-ssim")
 @click.argument("folder", type=FOLDER)
 @click.option("--model", "models", multiple=True, default=("swift",), show_default=True,
               help="A name from `codec models`, or a .safetensors path; several times for several; '' for none.")  # fmt: skip
-@click.option("-q", "--quality", "qualities", help="Comma-separated, for all codecs.  [default: each codec's own]")
-@click.option("--peers", "peer_names", default="", help="Comma-separated: jpeg, webp, avif, jxl, jpeg2000.")
+@click.option(
+    "-q",
+    "--quality",
+    "qualities",
+    help="Comma-separated, on each codec's own scale.  [default: points of its own]",
+)
+@click.option("--peers", "peer_names", default="", help="Comma-separated: jpeg, webp, avif, avif-psnr, jxl, jpeg2000.")
 @click.option("--metrics", default=",".join(METRICS), show_default=True, help="Comma-separated.")
 @click.option("--quoted", "quoted_file", type=FILE, help="Published curves (JSON): drawn dashed, named as quoted.")
 @click.option("-o", "--out", type=click.Path(path_type=Path), help="Folder for rows, summary, tables and plots.")
@@ -60,13 +65,15 @@ def evaluate(
     contenders: list[Contender] = [ModelContender.of(model, device) for model in models if model]
     contenders += [PeerContender.of(peer, threads) for peer in peers(peer_names)]
     quoted = {} if quoted_file is None else curves.quoted(quoted_file)
-    _check_extra(bjontegaard=len(contenders) + len(quoted) > 1, matplotlib=out is not None)
     skipped: list[str] = []
-    sources = rows.find_sources(folder, skipped.append)
+    sources = rows.find_sources(folder, skipped.append, out)
     points = run.plan(contenders, sources, grid)
     store = rows.RowStore(None if out is None else _made(out) / "rows.jsonl")
-    _run(run.missing(points, store, chosen), store, chosen, jobs, threads)
-    summary = report.summarise(store.rows.values(), {(source.name, source.crc) for source in sources}, quoted)
+    names = {row["codec"] for row in store.rows.values()} | {contender.name for contender in contenders}
+    _check_extra(bjontegaard=len(names) + len(quoted) > 1, matplotlib=out is not None)
+    skipped += _run(run.missing(points, store, chosen), store, chosen, jobs, threads)
+    identities = {contender.name: contender.identity for contender in contenders}
+    summary = report.summarise(store.rows.values(), {(s.name, s.crc) for s in sources}, identities, quoted)
     _print(summary)
     for line in skipped:
         click.echo(f"codec: left out: {line}", err=True)
@@ -108,6 +115,8 @@ def _check_extra(**needed: bool) -> None:
 
 def _made(out: Path) -> Path:
     """Return the folder, made if it is missing. Raises UsageError."""
+    if out == Path():
+        raise UsageError("the output folder has no name: give one, for example -o out/")
     try:
         out.mkdir(exist_ok=True)
     except OSError as error:
@@ -117,8 +126,8 @@ def _made(out: Path) -> Path:
     return out
 
 
-def _run(points: Sequence[Point], store: RowStore, metrics: Sequence[str], jobs: int, threads: int) -> None:
-    """Measure what is missing, with a bar on a terminal."""
+def _run(points: Sequence[Point], store: RowStore, metrics: Sequence[str], jobs: int, threads: int) -> list[str]:
+    """Measure what is missing, with a bar on a terminal; return why points could not be measured."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -127,7 +136,7 @@ def _run(points: Sequence[Point], store: RowStore, metrics: Sequence[str], jobs:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
         task = bar.add_task("rows", total=len(points))
-        run(points, store, metrics, jobs, threads, lambda row: bar.update(task, advance=1, description=row["codec"]))
+        return run(points, store, metrics, jobs, threads, lambda: bar.advance(task))
 
 
 def _print(summary: Mapping[str, Any]) -> None:

@@ -18,7 +18,7 @@ from codec.cli_options import PATH, set_threads
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from bitstream.coder import StreamCost
+    from bitstream.recording import StreamCost
     from codec.inspection import Inspection
 
 TABLE_WIDTH = 112  # narrower, names would be cut
@@ -48,7 +48,10 @@ def inspect(
     if overlay and heatmap is None:
         raise UsageError("--overlay needs --heatmap FILE")
     if heatmap is not None:
+        from codec.images import format_of
+
         check_target(heatmap, overwrite=force)
+        format_of(heatmap)
     data = read_bytes(source)
     from bitstream.container import Container
 

@@ -144,12 +144,19 @@ def to_pil(pixels: Pixels, *, gray: bool) -> Image.Image:
     return Image.fromarray(pixels)
 
 
+def format_of(path: str | PathLike[str]) -> str:
+    """Return Pillow's name of the format that a path's extension stands for. Raises ImageError if it cannot be written."""
+    suffix = Path(path).suffix.lower()
+    kind = Image.registered_extensions().get(suffix)
+    if kind is None or kind not in Image.SAVE or kind in _RESIZING:
+        raise ImageError(f"{path}: Pillow writes no {suffix or 'extensionless'} files: name it .png, for example")
+    return kind
+
+
 def save(image: Image.Image, path: str | PathLike[str], *, overwrite: bool = False) -> None:
     """Write a picture in the format of the path's extension, whole or not at all. Raises ImageError or UsageError."""
     target = Path(path)
-    kind = Image.registered_extensions().get(target.suffix.lower())
-    if kind is None or kind not in Image.SAVE or kind in _RESIZING:
-        raise ImageError(f"{target}: Pillow writes no {target.suffix or 'extensionless'} files: name it .png, for example")
+    kind = format_of(target)
     buffer = io.BytesIO()
     try:
         image.save(buffer, format=kind, **_SAVE_OPTIONS.get(kind, {}))

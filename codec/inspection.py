@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from bitstream.coder import RecordingReader, StreamCost, StreamGroup
 from bitstream.container import ALPHA, EXIF, ICC, MAX_PIXELS, MAX_SIDE, XMP, Y_TILE, Container, Header, Z, unpack_header
 from bitstream.mixture import Mixtures
+from bitstream.recording import RecordingReader, StreamCost, StreamGroup
 from bitstream.segments import Distributions, TableRows
 from bitstream.tables import SCALES
 from bitstream.varint import unpack_varint
@@ -189,7 +189,7 @@ def _band_names(source: Distributions, by_channel: bool) -> list[str]:
     rows = len(source.table.cumulative) if isinstance(source, TableRows) else SCALES
     edges = [0, *source.edges, rows]
     if by_channel:
-        return [f"{high - low} channels" for low, high in pairwise(edges)]
+        return [f"band {number} ({high - low} channels)" for number, (low, high) in enumerate(pairwise(edges))]
     return [f"scales {low}-{high - 1}" for low, high in pairwise(edges)]
 
 

@@ -152,7 +152,8 @@ class Network(nn.Module):
     def _y_likelihoods(self, v: Tensor, y_hat: Tensor, arguments: dict[str, Tensor]) -> Tensor:
         """Return the likelihoods of v = y·gain under uniform noise in training, else of y_hat; with ``rows`` those of coding.
 
-        Those have no gradient in the symbols: in training y and the means have that of a Gaussian, the scales learn by them.
+        Those have no gradient in the symbols: the scales learn by them, y and the means in training by what residuals with
+        uniform noise cost in the rows.
         """
         likelihoods: Tensor
         if self.rows is None:
@@ -162,8 +163,8 @@ class Network(nn.Module):
         symbols = (y_hat if means is None else y_hat - means).detach().round()
         likelihoods = (-row_bits(self.rows, symbols, scales)).exp2()
         if self.training:
-            _, noisy = self.gaussian_conditional(v, scales=scales.detach(), means=means)
-            likelihoods = likelihoods * (noisy / noisy.detach())
+            noisy = row_bits(self.rows, (v if means is None else v - means) + torch.rand_like(v) - 0.5, scales.detach())
+            likelihoods = likelihoods * (noisy.detach() - noisy).exp2()
         return likelihoods
 
     def coded(self, x: Tensor, level: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

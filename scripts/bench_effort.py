@@ -65,7 +65,10 @@ def main(folder: Path, out: Path, model: str, efforts: str, pictures: int, threa
         savings, seconds = [], []
         for picture, (anchor, _) in track(list(zip(chosen, plain, strict=True)), description=f"effort {effort}"):
             points, second = curve(coder, picture, effort)
-            savings.append(bd_rate_percent(anchor, points) or 0.0)
+            saving = bd_rate_percent(anchor, points)
+            if saving is None:
+                raise click.ClickException("curves of a picture hardly overlap: choose other qualities")
+            savings.append(saving)
             seconds.append(second / megapixels(picture))
         row = {"effort": effort, "bd_rate_percent": round(float(np.mean(savings)), 2), "least": round(max(savings), 2)}
         row |= {"most": round(min(savings), 2), "seconds_per_megapixel": round(float(np.mean(seconds)), 1)}

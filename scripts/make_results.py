@@ -1,6 +1,6 @@
 """Write the results in README.md and docs/models.md, and README's two figures, from the JSON under results/ and the manifest.
 
-    codec evaluate KODAK --model swift --model swift-ms-ssim … --peers jpeg,webp,avif,jxl,jpeg2000 \\
+    codec evaluate KODAK --model swift --model swift-ms-ssim … --peers jpeg,webp,avif,avif-psnr,jxl,jpeg2000 \\
         --quoted results/quoted_curves.json -o results/kodak     # measures what they show
     python scripts/make_results.py            # rewrite them
     python scripts/make_results.py --check    # exit 1 if a text does not match the JSON
@@ -19,7 +19,8 @@ import click
 import numpy as np
 
 from codec.evaluation.curves import Curve, bd_rate_percent, quoted, values
-from codec.evaluation.report import bd_table, table
+from codec.evaluation.report import NAMES, bd_table, table
+from codec.evaluation.rows import MEASURES
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -30,7 +31,6 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "results"
 BEGIN = "<!-- results: written by scripts/make_results.py from results/ -->\n"
 END = "<!-- end of results -->\n"
-MEASURES = {"psnr_db": "PSNR", "ms_ssim_db": "MS-SSIM"}
 TUNED = ("swift", "swift-ms-ssim")  # README's models
 ORDER = ("factorized", "hyperprior", "checkerboard", "joint", "attention", "swift")  # those of docs/models.md
 QUOTED = (
@@ -68,8 +68,8 @@ def rate_distortion(kodak: dict[str, Any]) -> str:
     head = ["quality", *(f"`{model}` {what}" if what == "bpp" else what for model in TUNED for what in heads)]
     peers = peers_of(kodak)
     settings = "; ".join(f"{name} {options_text(codecs[name]['points'][0]['settings'])}" for name in peers)
-    against = {f"`{model}`, {label}": matrices[measure][model] for model in TUNED for measure, label in MEASURES.items()}
-    published = {name: {"BD-rate": matrices["psnr_db"][TUNED[0]][name]} for name in QUOTED}
+    against = {f"`{model}`, {label}": matrices[measure][model] for model in TUNED for measure, label in NAMES.items()}
+    published = {name: {"BD-rate": kodak["bd_rate_to_quoted_percent"]["psnr_db"][TUNED[0]][name]} for name in QUOTED}
     return (
         f"Means over the {len(kodak['pictures'])} Kodak pictures, real files, on decoded RGB; MS-SSIM as "
         f"−10·log10(1 − MS-SSIM) (torch {versions['torch']}, Pillow {versions['pillow']}). `swift` is trained for PSNR, "
@@ -96,7 +96,7 @@ def draw_figures() -> None:
 
     kodak, published = load("kodak/summary.json"), quoted(RESULTS / "quoted_curves.json")
     shown = {name: kodak["codecs"][name]["points"] for name in (*TUNED, *peers_of(kodak))}
-    for name, measure in {"psnr": "psnr_db", "ms-ssim": "ms_ssim_db"}.items():
+    for name, measure in MEASURES.items():
         names = QUOTED if measure == "psnr_db" else (*QUOTED, *QUOTED_MS_SSIM)
         dashed = {curve: published[curve] for curve in names if values(published[curve], measure)[0]}
         title = f"Kodak, {len(kodak['pictures'])} pictures"

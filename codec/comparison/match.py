@@ -23,6 +23,7 @@ def compare(name: str, picture: Picture, goal: Target, contenders: Sequence[Cont
     """
     h, w, _ = picture.pixels.shape
     limit, codecs = goal.limit(h * w), []
+    limit = limit if limit is None else max(limit, 1)
     for contender in contenders:
         progress(contender.name)
         quality = goal.quality or 0.0 if limit is None else contender.quality_for(picture, limit)

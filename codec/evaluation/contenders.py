@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -18,6 +19,8 @@ from codec.images import Picture, Pixels
 from codec.targets import Attempt, LevelSearch, Target
 from models.network import RateConfig
 
+PROBES = 3  # further qualities that a search tries above the one it found: bytes do not always rise with them
+
 
 class Contender(Protocol):
     """A codec with a scale of qualities."""
@@ -30,6 +33,11 @@ class Contender(Protocol):
     @property
     def identity(self) -> str:
         """Return what its files depend on beside the settings: weights, or versions of libraries."""
+        ...
+
+    @property
+    def device(self) -> str:
+        """Return where it runs: cpu or cuda."""
         ...
 
     def grid(self) -> Sequence[float]:
@@ -68,7 +76,7 @@ class ModelContender:
         """Load a model. Raises CheckpointError or UsageError."""
         loaded = cached_codec(model, device).model
         row = loaded.checkpoint
-        return cls(model, device, row.name, f"checkpoint {row.sha256[:16]}", loaded.config)
+        return cls(model, loaded.device.type, row.name, f"checkpoint {row.sha256[:16]}", loaded.config)
 
     @property
     def coder(self) -> Codec:
@@ -120,31 +128,43 @@ class PeerContender:
         """Return the peer's name."""
         return self.peer.name
 
+    @property
+    def device(self) -> str:
+        """Return "cpu"."""
+        return "cpu"
+
     def grid(self) -> Sequence[float]:
         """Return the peer's qualities."""
         return self.peer.grid
 
     def facts(self, quality: float) -> dict[str, Any]:
         """Return the options of ``Image.save``."""
-        return {"settings": self.peer.settings(quality, self.threads)}
+        return {"settings": self.peer.settings(quality)}
 
     def quality_for(self, picture: Picture, limit: int) -> float:
         """Return a quality of the peer's scale, in steps of ``Peer.step``."""
         peer = self.peer
         search = LevelSearch(lambda i: Attempt(self.encode(picture, peer.at(i))), peer.steps)
         h, w, _ = picture.pixels.shape
-        try:
-            return peer.at(search.run(Target(size=limit), h * w)[0])
-        except TargetError:
-            return peer.lowest
+        with contextlib.suppress(TargetError):  # the lowest is tried below
+            search.run(Target(size=limit), h * w)
+        sizes = {i: len(search.at(i).data) for i in (0, *search.attempts)}
+        best = _largest(sizes, limit)
+        sizes |= {i: len(search.at(i).data) for i in range(best + 1, min(best + PROBES, peer.steps) + 1)}
+        return peer.at(_largest(sizes, limit))
 
     def encode(self, picture: Picture, quality: float) -> bytes:
         """Return the file of a picture; a gray one is stored as such."""
-        return self.peer.encode(picture.pixels, picture.gray, self.peer.settings(quality, self.threads))
+        return self.peer.encode(picture.pixels, picture.gray, self.peer.settings(quality), self.threads)
 
     def decode(self, data: bytes) -> Pixels:
         """Return the pixels of a file."""
         return self.peer.decode(data)
+
+
+def _largest(sizes: Mapping[int, int], limit: int) -> int:
+    """Return the step of the largest size within a limit, the highest of equal ones; 0 if none is within."""
+    return max(((size, i) for i, size in sizes.items() if size <= limit), default=(0, 0))[1]
 
 
 def check_names(contenders: Sequence[Contender]) -> None:

@@ -28,21 +28,26 @@ Point = dict[str, Any]
 Curve = list[Point]
 
 
-def averages(rows: Iterable[Row], pictures: set[tuple[str, str]]) -> dict[str, Curve]:
+def averages(rows: Iterable[Row], pictures: set[tuple[str, str]], identities: Mapping[str, str]) -> dict[str, Curve]:
     """Return the curve of each codec over ``pictures``, (image, crc): points that have a row for every one of them.
 
-    Rows of one identity make a curve: the one with the most points, where there are several.
+    Rows of one identity make a curve: of a codec in ``identities`` that one, else the one with the most points.
     """
-    groups: dict[tuple[str, str, float], dict[tuple[str, str], Row]] = defaultdict(dict)
+    groups: dict[tuple[str, str, float, str], dict[tuple[str, str], Row]] = defaultdict(dict)
     for row in rows:
         if (row["image"], row["crc"]) in pictures:
-            groups[row["codec"], row["identity"], row["quality"]][row["image"], row["crc"]] = row
+            settings = json.dumps(row["settings"], sort_keys=True)
+            groups[row["codec"], row["identity"], row["quality"], settings][row["image"], row["crc"]] = row
     curves: dict[str, dict[str, Curve]] = defaultdict(lambda: defaultdict(list))
-    for (codec, identity, _), members in groups.items():
+    for (codec, identity, _, _), members in groups.items():
         if members.keys() == pictures:
             curves[codec][identity].append(_mean(list(members.values())))
-    best = {codec: max(by_identity.values(), key=len) for codec, by_identity in curves.items()}
-    return {codec: sorted(curve, key=lambda point: (point["bpp"], point["quality"])) for codec, curve in best.items()}
+    out = {}
+    for codec, of in curves.items():
+        curve = of.get(identities[codec], []) if codec in identities else max(of.values(), key=len)
+        if curve:
+            out[codec] = sorted(curve, key=lambda point: (point["bpp"], point["quality"]))
+    return out
 
 
 def _mean(rows: Sequence[Row]) -> Point:
@@ -73,11 +78,13 @@ def _quoted_curve(curve: Mapping[str, Any]) -> Curve:
     measures = {"psnr_db": [float(v) for v in curve.get("psnr") or []]}
     measures["ms_ssim_db"] = [-10 * math.log10(1 - v) for v in curve.get("ms_ssim") or []]
     points: Curve = [{"bpp": float(bpp)} for bpp in curve["bpp"]]
-    for name, values in measures.items():
-        if values and len(values) != len(points):
-            raise ValueError(f"{len(values)} values for {len(points)} rates")
-        for point, value in zip(points, values, strict=bool(values)):
-            point[name] = value
+    if not all(0 < point["bpp"] < math.inf for point in points) or not all(map(math.isfinite, sum(measures.values(), []))):
+        raise ValueError("rates above 0 and finite measures are expected")
+    for name, heights in measures.items():
+        if heights and len(heights) != len(points):
+            raise ValueError(f"{len(heights)} values for {len(points)} rates")
+        for point, height in zip(points, heights, strict=bool(heights)):
+            point[name] = height
     return sorted(points, key=lambda point: point["bpp"])
 
 

@@ -1,7 +1,9 @@
 """The codecs that people use today, through Pillow: each at the settings that a fair reviewer would pick.
 
-4:4:4 wherever the format has it, since PSNR is measured on RGB; slow presets; nothing but the picture in the file. Sizes
-count all bytes that Pillow writes.
+4:4:4 wherever the format has it, since PSNR is measured on RGB; a preset that takes its time without being absurd; nothing but
+the picture in the file; all bytes count. JPEG is baseline: progressive files are larger at low rates, smaller at high ones.
+AVIF comes twice: as the library tunes it by itself, for the eye, and for PSNR; with one thread, since its bytes change with
+several.
 """
 
 from __future__ import annotations
@@ -21,6 +23,8 @@ from codec.images import Pixels
 
 with contextlib.suppress(ImportError):  # without it there is no jxl, as ``Peer.version`` says
     import pillow_jxl  # noqa: F401  (registers JPEG XL with Pillow)
+with contextlib.suppress(ImportError):
+    from PIL import _avif
 
 JXL_PLUGIN = "pillow-jxl-plugin"
 GRID = (5, 10, 20, 30, 40, 50, 60, 70, 80, 90, 95)
@@ -51,7 +55,7 @@ class Peer:
     highest: float = 100.0
     whole: bool = True
     options: dict[str, Any] = field(default_factory=dict, hash=False)
-    threads: str = ""  # the option for the number of threads
+    threads: str = ""  # the option for the number of threads, where the file does not depend on it
     quality: Callable[[float], dict[str, Any]] = _plain
 
     @property
@@ -68,47 +72,56 @@ class Peer:
         """Return the quality ``i`` steps above the lowest."""
         return round(self.lowest + i * self.step, 1)
 
-    def settings(self, quality: float, threads: int) -> dict[str, Any]:
+    def settings(self, quality: float) -> dict[str, Any]:
         """Return the options of ``Image.save``. Raises UsageError for a quality that the codec does not have."""
         if not self.lowest <= quality <= self.highest or (self.whole and quality != int(quality)):
             kind = "a whole number" if self.whole else "a number"
             raise UsageError(f"{self.name}: quality is {quality:g}, expected {kind} in {self.lowest:g} … {self.highest:g}")
         own = self.quality(int(quality) if self.whole else float(quality))
-        return {**own, **self.options, **({self.threads: threads} if self.threads else {})}
+        return {**own, **self.options}
 
-    def encode(self, pixels: Pixels, gray: bool, settings: dict[str, Any]) -> bytes:
+    def encode(self, pixels: Pixels, gray: bool, settings: dict[str, Any], threads: int = 1) -> bytes:
         """Return the file of (H, W, 3) pixels. Raises ImageError for a picture that the format cannot hold."""
         buffer = io.BytesIO()
         image = Image.fromarray(np.ascontiguousarray(pixels[..., 0]) if gray else pixels)
         try:
-            image.save(buffer, format=self.kind, **settings)
+            image.save(buffer, format=self.kind, **settings, **({self.threads: threads} if self.threads else {}))
         except (OSError, ValueError, RuntimeError) as error:
             h, w, _ = pixels.shape
             raise ImageError(f"{self.name} cannot store a picture of {w}×{h} pixels with {settings}: {error}") from error
         return buffer.getvalue()
 
     def decode(self, data: bytes) -> Pixels:
-        """Return the pixels (H, W, 3) of a file that ``encode`` made."""
-        with Image.open(io.BytesIO(data)) as image:
-            return np.asarray(image.convert("RGB"))
+        """Return the pixels (H, W, 3) of a file that ``encode`` made. Raises ImageError."""
+        try:
+            with Image.open(io.BytesIO(data)) as image:
+                return np.asarray(image.convert("RGB"))
+        except (OSError, ValueError, RuntimeError) as error:
+            raise ImageError(f"{self.name} cannot read a file of its own: {error}") from error
 
     def version(self) -> str:
-        """Return the version of the library that codes. Raises UsageError if it is not installed."""
+        """Return the versions of the libraries that code. Raises UsageError if one is not installed."""
         if self.library == JXL_PLUGIN:
             if self.kind not in Image.SAVE:
                 raise UsageError(f"{self.name} needs {JXL_PLUGIN}: pip install 'learned-image-codec[evaluate]'")
             return f"{JXL_PLUGIN} {metadata.version(JXL_PLUGIN)}"
         if not features.check(self.library):
             raise UsageError(f"{self.name}: this Pillow was built without {self.library}: install Pillow's own wheel")
+        if self.library == "avif":
+            return f"libavif {features.version('avif')} ({_avif.codec_versions()})"
+        if self.library == "jpg" and features.check("libjpeg_turbo"):
+            return f"libjpeg-turbo {features.version('libjpeg_turbo')}"
         return f"{self.library} {features.version(self.library)}"
 
 
+AVIF = {"speed": 4, "subsampling": "4:4:4", "autotiling": False, "max_threads": 1}
 PEERS = {
     peer.name: peer
     for peer in (
         Peer("jpeg", "JPEG", "jpg", (*GRID[:2], 15, *GRID[2:], 98), 1, options={"optimize": True, "subsampling": 0}),
         Peer("webp", "WEBP", "webp", (0, *GRID, 99), whole=False, options={"method": 6}),
-        Peer("avif", "AVIF", "avif", GRID, options={"speed": 4, "subsampling": "4:4:4"}, threads="max_threads"),
+        Peer("avif", "AVIF", "avif", GRID, options=AVIF),
+        Peer("avif-psnr", "AVIF", "avif", GRID, options=AVIF | {"advanced": {"tune": "psnr"}}),
         Peer("jxl", "JXL", JXL_PLUGIN, GRID, highest=99.9, whole=False, options={"effort": 7}, threads="num_threads"),
         Peer(
             "jpeg2000", "JPEG2000", "jpg_2000", (0, *GRID, 99), whole=False,
@@ -128,3 +141,14 @@ def peers(names: str) -> list[Peer]:
         if PEERS[name] not in chosen:
             chosen.append(PEERS[name])
     return chosen
+
+
+def limit_decoders(threads: int) -> None:
+    """Let the decoders of Pillow's plugins use so many threads: they have no option for it but a module's constant."""
+    from PIL import AvifImagePlugin
+
+    AvifImagePlugin.DEFAULT_MAX_THREADS = threads
+    if "JXL" in Image.SAVE:
+        from pillow_jxl import JpegXLImagePlugin
+
+        JpegXLImagePlugin.DECODE_THREADS = threads

@@ -39,9 +39,9 @@ def draw(
     for name, curve in curves.items():
         rates, heights = values(curve, measure)
         if rates:
-            axes.plot(rates, heights, marker=".", linewidth=2.5 if name in bold else 1.5, label=name)
+            axes.plot(rates, heights, marker=".", linewidth=2.5 if name in bold else 1.5, label=_label(name))
             spans.append((rates[0], rates[-1], heights[0], heights[-1]))
-    if spans:
+    if spans and max(span[3] for span in spans) > min(span[2] for span in spans):
         right = max(span[1] for span in spans)
         low, high = min(span[2] for span in spans), max(span[3] for span in spans)
         axes.set(xlim=(0, right), ylim=(low - MARGIN * (high - low), high + MARGIN * (high - low)))
@@ -49,7 +49,7 @@ def draw(
     for name, curve in quoted.items():
         rates, heights = values(curve, measure)
         if rates:
-            axes.plot(rates, heights, "--", color=next(faint), linewidth=0.9, label=f"{name} (quoted)")
+            axes.plot(rates, heights, "--", color=next(faint), linewidth=0.9, label=_label(f"{name} (quoted)"))
     axes.set(xlabel="bits per pixel", ylabel=LABELS[measure], title=title)
     axes.grid(alpha=0.3)
     if axes.lines:
@@ -61,3 +61,8 @@ def draw(
             metadata = {"Date": None} if path.suffix == ".svg" else None
             figure.savefig(buffer, format=path.suffix[1:], metadata=metadata, dpi=150)
         write_atomic(path, buffer.getvalue(), overwrite=True)
+
+
+def _label(name: str) -> str:
+    """Return a name that matplotlib takes as it is: no formula, no hidden label."""
+    return name.replace("$", r"\$").lstrip("_")

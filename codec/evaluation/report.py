@@ -12,6 +12,7 @@ from codec.evaluation.plots import SUFFIXES, draw
 from codec.evaluation.rows import MEASURES, Row
 from codec.files import write_atomic
 
+CONDITIONS = ("threads", "jobs", "device", "machine", "versions")  # "mixed" in a summary of rows that differ in one
 NAMES = {"psnr_db": "PSNR", "ms_ssim_db": "MS-SSIM"}
 COLUMNS = {
     "quality": ("quality", "{:g}"),
@@ -26,22 +27,28 @@ COLUMNS = {
 }
 
 
-def summarise(rows: Iterable[Row], pictures: set[tuple[str, str]], quoted: Mapping[str, Curve]) -> dict[str, Any]:
-    """Return means and BD-rates over ``pictures``, (image, crc), as ``summary.json`` has them."""
+def summarise(
+    rows: Iterable[Row], pictures: set[tuple[str, str]], identities: Mapping[str, str], quoted: Mapping[str, Curve]
+) -> dict[str, Any]:
+    """Return means and BD-rates over ``pictures``, (image, crc), as ``summary.json`` has them.
+
+    ``identities`` are those of codecs whose rows of another identity do not count.
+    """
     rows = list(rows)
-    curves = averages(rows, pictures)
+    curves = averages(rows, pictures, identities)
     measures = [measure for measure in MEASURES.values() if any(measure in p for curve in curves.values() for p in curve)]
     return {
         "pictures": sorted(image for image, _ in pictures),
         "codecs": {name: _codec_facts(rows, name, curve) for name, curve in curves.items()},
-        "bd_rate_percent": {measure: bd_matrix(curves, {**curves, **quoted}, measure) for measure in measures},
-        "quoted": sorted(quoted),
+        "bd_rate_percent": {measure: bd_matrix(curves, curves, measure) for measure in measures},
+        "bd_rate_to_quoted_percent": {measure: bd_matrix(curves, quoted, measure) for measure in measures if quoted},
     }
 
 
 def _codec_facts(rows: Sequence[Row], name: str, curve: Curve) -> dict[str, Any]:
-    row = next(row for row in rows if (row["codec"], row["identity"]) == (name, curve[0]["identity"]))
-    shared = {key: row[key] for key in ("identity", "threads", "jobs", "versions", "machine")}
+    own = [row for row in rows if (row["codec"], row["identity"]) == (name, curve[0]["identity"])]
+    shared = {key: own[0][key] for key in CONDITIONS if all(row[key] == own[0][key] for row in own)}
+    shared = {"identity": own[0]["identity"]} | {key: shared.get(key, "mixed") for key in CONDITIONS}
     return shared | {"points": [{key: value for key, value in point.items() if key != "identity"} for point in curve]}
 
 
@@ -58,7 +65,8 @@ def columns_of(curve: Curve) -> list[str]:
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Return a Markdown table."""
-    return "".join("| " + " | ".join(line) + " |\n" for line in [head, ["---"] * len(head), *rows])
+    lines = [[cell.replace("|", "\\|") for cell in line] for line in [head, ["---"] * len(head), *rows]]
+    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
 
 def bd_table(matrix: Mapping[str, Mapping[str, float | None]], anchors: Sequence[str]) -> str:
@@ -77,15 +85,15 @@ def markdown(summary: Mapping[str, Any]) -> str:
             f"\n## BD-rate by {NAMES[measure]}\n\nOf the row against the column; negative: fewer bits for the same quality.\n\n"
         )
         out += bd_table(matrix, own)
-        if summary["quoted"]:
-            out += "\nAgainst published curves (quoted, not run here):\n\n"
-            turned = {name: {own_name: matrix[own_name][name] for own_name in own} for name in summary["quoted"]}
+        if to_quoted := summary["bd_rate_to_quoted_percent"].get(measure):
+            out += "\nOf the column against published curves (quoted, not run here):\n\n"
+            turned = {name: {own_name: to_quoted[own_name][name] for own_name in own} for name in to_quoted[own[0]]}
             out += bd_table(turned, own)
     for name, facts in summary["codecs"].items():
         columns = columns_of(facts["points"])
         settings = json.dumps(facts["points"][0]["settings"], ensure_ascii=False)
-        out += f"\n## {name}\n\n{facts['identity']}; for example {settings}; {facts['threads']} threads, {facts['jobs']} jobs, "
-        out += f"{facts['machine']}, torch {facts['versions']['torch']}.\n\n"
+        where = "; ".join(f"{key} {json.dumps(facts[key])}" for key in CONDITIONS)
+        out += f"\n## {name}\n\n{facts['identity']}; for example {settings}; {where}.\n\n"
         out += table([COLUMNS[key][0] for key in columns], [cells(point, columns) for point in facts["points"]])
     return out
 
@@ -101,4 +109,7 @@ def write(out: Path, summary: Mapping[str, Any], quoted: Mapping[str, Curve], mo
             paths = [out / f"{name}{suffix}" for suffix in SUFFIXES]
             draw(curves, quoted, measure, paths, f"{len(summary['pictures'])} pictures", frozenset(models))
             written += paths
+        else:  # those of an earlier run would tell of other rows
+            for suffix in SUFFIXES:
+                (out / f"{name}{suffix}").unlink(missing_ok=True)
     return written

@@ -1,12 +1,13 @@
 """One row for each picture, codec and quality; and the file that keeps them, so that a run that was cut short goes on.
 
 A row is JSON: codec, identity (weights or versions), settings, quality, image, crc (of its pixels), width, height, bytes, bpp,
-psnr_db, ms_ssim_db, encode_s (pixels to bytes), decode_s (bytes to pixels), lmbda (models), threads, jobs, versions,
+psnr_db, ms_ssim_db, encode_s (pixels to bytes), decode_s (bytes to pixels), lmbda (models), threads, jobs, device, versions,
 machine. A measure that a picture does not have (MS-SSIM below 161 pixels a side, PSNR of equal pictures) is null.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -32,6 +33,11 @@ from models.network import MS_SSIM_SIDE
 
 MEASURES = {"psnr": "psnr_db", "ms-ssim": "ms_ssim_db"}
 KEY = ("codec", "image", "crc", "quality")  # of a row; with the same identity and settings it is not run again
+FIELDS: dict[str, type | tuple[type, ...]] = {  # what every row has
+    "codec": str, "image": str, "crc": str, "quality": (int, float), "identity": str, "settings": dict, "width": int,
+    "height": int, "bytes": int, "bpp": (int, float), "encode_s": (int, float), "decode_s": (int, float), "threads": int,
+    "jobs": int, "device": str, "versions": dict, "machine": str,
+}  # fmt: skip
 
 Row = dict[str, Any]
 
@@ -45,9 +51,14 @@ class Source:
     crc: str
 
 
-def find_sources(folder: Path, skipped: Callable[[str], None]) -> list[Source]:
-    """Return the pictures below a folder; ``skipped`` is told why one cannot be used. Raises UsageError if none can."""
+def find_sources(folder: Path, skipped: Callable[[str], None], out: Path | None = None) -> list[Source]:
+    """Return the pictures below a folder, those below ``out`` left out; ``skipped`` is told why one cannot be used.
+
+    Raises UsageError if none can.
+    """
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    if out is not None:
+        paths = [path for path in paths if not path.resolve().is_relative_to(out.resolve())]
     sources = []
     for path in paths:
         try:
@@ -89,55 +100,101 @@ def finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def machine_facts(threads: int, jobs: int) -> Row:
+def machine_facts(device: str, threads: int, jobs: int) -> Row:
     """Return what a row says of where it was measured."""
     versions = {"codec": __version__, "torch": torch.__version__, "pillow": PIL.__version__}
     versions["python"] = platform.python_version()
-    return {"threads": threads, "jobs": jobs, "versions": versions, "machine": cpu_name()}
+    return {"threads": threads, "jobs": jobs, "device": device, "versions": versions, "machine": cpu_name()}
 
 
 class RowStore:
     """The rows of a folder's ``rows.jsonl``, one line each, on the disk as they come; in memory alone without a path.
 
-    For one run at a time.
+    Between ``begin`` and ``close`` the folder is locked (where the system can): two runs would lose each other's rows.
     """
 
     def __init__(self, path: Path | None = None) -> None:
         self.path = path
-        self.rows: dict[tuple[Any, ...], Row] = {}
         self._file: TextIO | None = None
-        if path is not None and path.exists():
-            self.rows = {key(row): row for row in _read(path)}
+        self._lock: int | None = None
+        self.rows: dict[tuple[Any, ...], Row] = {}
+        self._load()
+
+    def _load(self) -> None:
+        if self.path is not None and self.path.exists():
+            self.rows = {key(row): row for row in _read(self.path)}
 
     def has(self, wanted: Row, metrics: Sequence[str]) -> bool:
         """Return whether there is a row of the same codec, picture, quality, identity and settings, with all metrics."""
         row = self.rows.get(key(wanted))
-        same = row is not None and all(row[name] == wanted[name] for name in ("identity", "settings"))
-        return same and row is not None and all(MEASURES[name] in row for name in metrics)
+        return row is not None and _same_file(row, wanted) and all(MEASURES[name] in row for name in metrics)
 
     def begin(self) -> None:
-        """Write the file anew, without rows that were replaced or cut off, and keep it open for more."""
-        if self.path is not None:
+        """Lock the folder, write the file anew, without rows that were cut off, and keep it open. Raises UsageError."""
+        if self.path is None:
+            return
+        self._lock = _lock(self.path.parent)
+        try:
+            self._load()
             self._write(self.path)
             self._file = self.path.open("a", encoding="utf-8")
+        except BaseException:
+            self._unlock()
+            raise
 
     def add(self, row: Row) -> None:
-        """Keep a row: it is on the disk when this returns."""
+        """Keep a row: it is on the disk when this returns. Measures that an earlier row of the same file had stay."""
+        old = self.rows.get(key(row))
+        if old is not None and _same_file(old, row) and old["bytes"] == row["bytes"]:
+            row = {**{name: old[name] for name in MEASURES.values() if name in old}, **row}
         self.rows[key(row)] = row
-        if self._file is not None:
+        if self._file is None:
+            return
+        try:
             self._file.write(_line(row))
             self._file.flush()
             os.fsync(self._file.fileno())
+        except OSError as error:
+            raise UsageError(f"{self.path}: cannot be written ({error.strerror}): make room and run again") from error
 
     def close(self) -> None:
         """Close the file; replaced rows leave it."""
-        if self._file is not None and self.path is not None:
+        if self._file is None or self.path is None:
+            return
+        with contextlib.suppress(OSError):  # a full disk was said by ``add``
             self._file.close()
-            self._file = None
+        self._file = None
+        try:
             self._write(self.path)
+        finally:
+            self._unlock()
 
     def _write(self, path: Path) -> None:
         write_atomic(path, "".join(_line(row) for row in self.rows.values()).encode(), overwrite=True)
+
+    def _unlock(self) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+
+def _same_file(a: Row, b: Row) -> bool:
+    return all(a[name] == b[name] for name in ("identity", "settings"))
+
+
+def _lock(folder: Path) -> int | None:
+    """Lock a folder until the descriptor is closed or the process dies; None where that does not exist. Raises UsageError."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return None
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        raise UsageError(f"{folder}: another run is writing there: wait for it, or choose another folder") from error
+    return descriptor
 
 
 def key(row: Row) -> tuple[Any, ...]:
@@ -151,15 +208,23 @@ def _read(path: Path) -> list[Row]:
     rows = []
     for number, line in enumerate(lines, 1):
         try:
-            row = json.loads(line) if line else None
+            row = json.loads(line, parse_constant=_no_constant) if line else None
         except ValueError as error:
             if number == len(lines):
                 break
             raise UsageError(f"{path}, line {number}: not JSON: remove the line, or choose another folder") from error
-        if row is not None and not (isinstance(row, dict) and row.keys() >= {*KEY, "identity", "settings", "bytes"}):
+        if row is not None and not _is_row(row):
             raise UsageError(f"{path}, line {number}: not a row of `codec evaluate`: choose another folder")
         rows += [] if row is None else [row]
     return rows
+
+
+def _is_row(row: Any) -> bool:
+    return isinstance(row, dict) and all(isinstance(row.get(name), kind) for name, kind in FIELDS.items())
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")
 
 
 def _line(row: Row) -> str:

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import threading
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from functools import lru_cache
+from multiprocessing.process import BaseProcess
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from bitstream.errors import CodecError, UsageError
+from bitstream.errors import CodecError
 from codec import images
 from codec.evaluation.contenders import Contender, check_names
+from codec.evaluation.peers import limit_decoders
 from codec.evaluation.rows import Row, RowStore, Source, machine_facts, measure
 
 WAITING = 4  # points that each process has in its queue
@@ -54,41 +59,38 @@ def missing(points: Sequence[Point], store: RowStore, metrics: Sequence[str]) ->
     return out
 
 
-def measured(points: Sequence[Point], metrics: Sequence[str], jobs: int, threads: int) -> Iterator[Row]:
-    """Measure points in so many processes of so many threads each, and give each row when it is there.
+def measured(points: Sequence[Point], metrics: Sequence[str], jobs: int, threads: int) -> Iterator[Row | CodecError]:
+    """Measure points in so many processes of so many threads each; give each row when it is there.
 
-    Raises CodecError of the first point that cannot be measured, UsageError if a process dies.
+    A point that cannot be measured gives its error. Raises CodecError if a process dies.
     """
     if jobs == 1:
         before = torch.get_num_threads()
-        torch.set_num_threads(threads)
+        _use(threads)
         try:
-            for contender, source, quality in points:
-                yield _row(contender, source, quality, metrics) | machine_facts(threads, jobs)
+            for point in points:
+                yield _row(point, metrics, threads, jobs)
         finally:
-            torch.set_num_threads(before)
+            _use(before)
         return
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=torch.set_num_threads, initargs=(threads,))
+    pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_begin_process, initargs=(threads,))
     try:
-        for row in _in_order_of_arrival(pool, points, metrics, jobs):
-            yield row | machine_facts(threads, jobs)
+        yield from _in_order_of_arrival(pool, points, metrics, jobs, threads)
     except BrokenProcessPool as error:
-        raise UsageError(
-            "a process died (killed, or out of memory): run the command again to go on, with fewer --jobs"
-        ) from error
+        raise CodecError("a process died (killed, or out of memory): run again to go on, with fewer --jobs") from error
     finally:
         pool.shutdown(cancel_futures=True)
 
 
 def _in_order_of_arrival(
-    pool: ProcessPoolExecutor, points: Sequence[Point], metrics: Sequence[str], jobs: int
-) -> Iterator[Row]:
+    pool: ProcessPoolExecutor, points: Sequence[Point], metrics: Sequence[str], jobs: int, threads: int
+) -> Iterator[Row | CodecError]:
     rest = iter(points)
-    waiting: set[Future[Row]] = set()
+    waiting: set[Future[Row | CodecError]] = set()
     while True:
         for point in rest:
-            waiting.add(pool.submit(_row, *point, metrics))
+            waiting.add(pool.submit(_row, point, metrics, threads, jobs))
             if len(waiting) >= jobs * WAITING:
                 break
         if not waiting:
@@ -96,6 +98,25 @@ def _in_order_of_arrival(
         done = next(as_completed(waiting))
         waiting.remove(done)
         yield done.result()
+
+
+def _use(threads: int) -> None:
+    torch.set_num_threads(threads)
+    limit_decoders(threads)
+
+
+def _begin_process(threads: int) -> None:
+    """Prepare a process of the pool; it ends when the one that made it dies, in whatever way."""
+    warnings.filterwarnings("ignore", category=FutureWarning)  # of torch's own modules
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    _use(threads)
+
+
+def _end_with(parent: BaseProcess) -> None:
+    parent.join()
+    os._exit(1)
 
 
 @lru_cache(maxsize=1)
@@ -106,32 +127,39 @@ def _picture(source: Source) -> images.Picture:
 _warm: set[tuple[str, int, int]] = set()  # codecs and the sides of pictures that this process has seen
 
 
-def _warm_up(contender: Contender, height: int, width: int) -> None:
+def _warm_up(contender: Contender, height: int, width: int, quality: float) -> None:
     """Run a codec once on a picture of these sides: the first call loads weights, builds, allocates."""
     if (contender.name, height, width) in _warm:
         return
-    _warm.add((contender.name, height, width))
     blank = np.full((height, width, 3), 128, np.uint8)
-    contender.decode(contender.encode(images.Picture(blank, gray=False), contender.grid()[0]))
+    contender.decode(contender.encode(images.Picture(blank, gray=False), quality))
+    _warm.add((contender.name, height, width))
 
 
-def _row(contender: Contender, source: Source, quality: float, metrics: Sequence[str]) -> Row:
-    picture = _picture(source)
+def _row(point: Point, metrics: Sequence[str], threads: int, jobs: int) -> Row | CodecError:
+    contender, source, quality = point
     try:
-        _warm_up(contender, *picture.pixels.shape[:2])
-        return measure(contender, source, picture, quality, metrics)
+        picture = _picture(source)
+        height, width, _ = picture.pixels.shape
+        _warm_up(contender, height, width, quality)
+        return measure(contender, source, picture, quality, metrics) | machine_facts(contender.device, threads, jobs)
     except CodecError as error:
-        raise type(error)(f"{source.path}, {contender.name} at quality {quality:g}: {error}") from error
+        return type(error)(f"{source.path}: {error}")
 
 
 def run(
-    points: Sequence[Point], store: RowStore, metrics: Sequence[str], jobs: int, threads: int, tell: Callable[[Row], None]
-) -> None:
-    """Measure points into a store; ``tell`` is called after each row."""
+    points: Sequence[Point], store: RowStore, metrics: Sequence[str], jobs: int, threads: int, tell: Callable[[], None]
+) -> list[str]:
+    """Measure points into a store; ``tell`` is called after each. Return why points could not be measured, each reason once."""
+    failures: dict[str, None] = {}
     store.begin()
     try:
         for row in measured(points, metrics, jobs, threads):
-            store.add(row)
-            tell(row)
+            if isinstance(row, CodecError):
+                failures[str(row)] = None
+            else:
+                store.add(row)
+            tell()
     finally:
         store.close()
+    return list(failures)

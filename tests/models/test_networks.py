@@ -287,3 +287,24 @@ def test_with_rows_the_likelihoods_are_those_of_the_symbols(small_network, crops
     assert got == pytest.approx(plain, rel=2e-2)
     torch.manual_seed(0)
     assert torch.isfinite(network.train()(x, level)["y_likelihoods"]).all()
+
+
+def test_with_rows_y_learns_what_a_symbol_more_would_cost(small_network):
+    if not has_rows(small_network.layout()):
+        pytest.skip("y is coded in another way")
+    network = copy.deepcopy(small_network).train()
+    network.rows = bits_of_rows(gaussian_master())
+    v, scale = torch.tensor([0.2, -3.6, 1.7]).reshape(1, 3, 1, 1), torch.full((1, 3, 1, 1), 1.5)
+    v.requires_grad_()
+    torch.manual_seed(0)
+    gradients = []
+    for _ in range(400):
+        y_hat = v.detach().round()
+        likelihoods = network._y_likelihoods(v, y_hat, {"scales": scale})
+        (gradient,) = torch.autograd.grad(-likelihoods.log2().sum(), v)
+        gradients.append(gradient.flatten())
+    cost = bits_of_rows(gaussian_master())[scale_indexes(scale).flatten()[0]]
+    step = cost[1:] - cost[:-1]  # of the magnitudes: 0 → 1, 1 → 2, …
+    # With noise in ±0.5, 0.2 is in −0.3 … 0.7, −3.6 in −4.1 … −3.1, 1.7 in 1.2 … 2.2: shares of the steps that they are on.
+    expected = torch.stack([0.7 * step[0] - 0.3 * step[0], -0.9 * step[3] - 0.1 * step[4], 0.8 * step[1] + 0.2 * step[2]])
+    assert torch.stack(gradients).mean(0).tolist() == pytest.approx(expected.tolist(), rel=0.15)

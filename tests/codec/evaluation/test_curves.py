@@ -1,4 +1,7 @@
-"""Means and BD-rates: what is averaged, what is refused, and that published numbers come out."""
+"""Means and BD-rates: what is averaged, what is refused, and that known numbers come out.
+
+published_bd.json: BD-rates against VTM of the curves in results/quoted_curves.json, computed elsewhere by piecewise cubics.
+"""
 
 from __future__ import annotations
 
@@ -27,21 +30,32 @@ A, B = ("a.png", "a.png"), ("b.png", "b.png")
 
 def test_means_are_over_all_pictures_at_equal_quality():
     rows = [row(bpp=1.0, psnr=30.0), row(image="b.png", bpp=2.0, psnr=34.0), row(quality=60.0)]
-    (point,) = averages(rows, {A, B})["swift"]
+    (point,) = averages(rows, {A, B}, {})["swift"]
     assert (point["bpp"], point["psnr_db"], point["bytes"]) == (1.5, 32.0, 150)
 
 
 def test_pictures_of_another_folder_are_left_out():
-    assert averages([row(), row(image="b.png", bpp=9.0)], {A})["swift"][0]["bpp"] == 1.0
+    assert averages([row(), row(image="b.png", bpp=9.0)], {A}, {})["swift"][0]["bpp"] == 1.0
 
 
 def test_rows_of_two_checkpoints_do_not_mix():
     rows = [row(identity="old", quality=1.0), row(identity="new", quality=1.0, bpp=0.5), row(identity="new", quality=2.0)]
-    assert [point["identity"] for point in averages(rows, {A})["swift"]] == ["new", "new"]
+    assert [point["identity"] for point in averages(rows, {A}, {})["swift"]] == ["new", "new"]
+
+
+def test_the_identity_of_this_run_wins_over_one_with_more_points():
+    rows = [row(identity="old", quality=1.0), row(identity="old", quality=2.0), row(identity="new", quality=1.0)]
+    assert [point["identity"] for point in averages(rows, {A}, {"swift": "new"})["swift"]] == ["new"]
+    assert "swift" not in averages(rows, {A}, {"swift": "newer"})
+
+
+def test_rows_of_other_settings_do_not_mix():
+    rows = [row(settings={"speed": 4}), row(image="b.png", settings={"speed": 6})]
+    assert averages(rows, {A, B}, {}) == {}
 
 
 def test_a_measure_that_one_picture_lacks_has_no_mean():
-    (point,) = averages([row(), row(image="b.png", ms_ssim_db=None)], {A, B})["swift"]
+    (point,) = averages([row(), row(image="b.png", ms_ssim_db=None)], {A, B}, {})["swift"]
     assert "ms_ssim_db" not in point
     assert point["psnr_db"] == 30.0
 
@@ -86,7 +100,19 @@ def test_the_matrix_leaves_the_diagonal_empty():
     assert matrix["b"]["a"] == -50.0
 
 
-@pytest.mark.parametrize("text", ["[]", "{", '{"a": {"bpp": [1, 2], "psnr": [3]}}', '{"a": {"psnr": [3]}}', '{"a": 3}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[]",
+        "{",
+        '{"a": {"bpp": [1, 2], "psnr": [3]}}',
+        '{"a": {"psnr": [3]}}',
+        '{"a": 3}',
+        '{"a": {"bpp": [0]}}',
+        '{"a": {"bpp": [NaN]}}',
+        '{"a": {"bpp": [1], "psnr": [Infinity]}}',
+    ],
+)
 def test_files_that_hold_no_curves_are_refused(tmp_path, text):
     path = tmp_path / "quoted.json"
     path.write_text(text)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -50,7 +52,7 @@ def test_rows_tables_and_plots_are_written(pictures, tiny_checkpoint, tmp_path):
     assert set(summary["codecs"]) == {"tiny-swift", "jpeg", "webp", "jpeg2000"}
     matrix = summary["bd_rate_percent"]["psnr_db"]
     assert matrix["jpeg2000"]["jpeg"] * matrix["jpeg"]["jpeg2000"] < 0
-    assert isinstance(matrix["jpeg"]["old codec"], float)
+    assert isinstance(summary["bd_rate_to_quoted_percent"]["psnr_db"]["jpeg"]["old codec"], float)
     report = (out / "report.md").read_text()
     assert "old codec" in report
     assert "quoted, not run here" in report
@@ -106,6 +108,54 @@ def test_a_run_that_is_killed_loses_at_most_one_row_and_goes_on(pictures, tiny_c
     assert all(again[row["codec"], row["image"], row["quality"]] == row for row in kept)  # none was run twice
 
 
+@pytest.mark.slow
+def test_processes_end_with_the_one_that_made_them(pictures, tmp_path):
+    command = [sys.executable, "-m", "codec", "evaluate", str(pictures), "--model", "", "--peers", "avif,jpeg2000"]
+    command += ["-o", str(tmp_path / "out"), "--jobs", "2", "--threads", "1"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    rows = tmp_path / "out" / "rows.jsonl"
+    while process.poll() is None and not (rows.exists() and rows.read_bytes()):
+        time.sleep(0.01)
+    assert len(of_session(process.pid)) >= 3
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    end = time.monotonic() + 20
+    while of_session(process.pid) and time.monotonic() < end:
+        time.sleep(0.1)
+    assert not of_session(process.pid)
+
+
+def of_session(session):
+    """The processes of a session that have not ended."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, _, _, own = stat.read_text().rpartition(")")[2].split()[:4]
+            if int(own) == session and state != "Z":
+                found.append(stat.parent.name)
+    return found
+
+
+def test_a_picture_that_one_codec_cannot_hold_does_not_stop_the_others(pictures, tmp_path):
+    Image.new("RGB", (16400, 1)).save(pictures / "long.png")
+    result = invoke(pictures, "--model", "", "--peers", "webp,jpeg", "-q", "30,60", "-o", tmp_path / "out")
+    assert result.exit_code == 1
+    assert "long.png: webp cannot store a picture of 16400×1 pixels" in result.stderr
+    kept = rows_of(tmp_path / "out")
+    assert len([key for key in kept if key[0] == "jpeg"]) == 10
+    assert len([key for key in kept if key[0] == "webp"]) == 8
+
+
+def test_a_quoted_curve_of_the_same_name_is_another_one(pictures, tmp_path):
+    quoted = tmp_path / "quoted.json"
+    quoted.write_text(json.dumps({"jpeg": {"bpp": [90, 91, 92, 93], "psnr": [20, 25, 30, 35], "source": "a paper"}}))
+    out = tmp_path / "out"
+    assert invoke(pictures, "--model", "", "--peers", "jpeg,webp", "--quoted", quoted, "-o", out).exit_code == 0
+    summary = json.loads((out / "summary.json").read_text())
+    assert abs(summary["bd_rate_percent"]["psnr_db"]["webp"]["jpeg"]) < 100
+    assert summary["bd_rate_to_quoted_percent"]["psnr_db"]["webp"]["jpeg"] < -90
+
+
 def test_pictures_that_cannot_be_used_are_named_at_the_end(pictures, tmp_path):
     Image.new("RGBA", (8, 8)).save(pictures / "alpha.png")
     result = invoke(pictures, "--model", "", "--peers", "jpeg", "-q", "50", "-o", tmp_path / "out")
@@ -127,6 +177,7 @@ def test_pictures_that_cannot_be_used_are_named_at_the_end(pictures, tmp_path):
         (["--model", "", "--peers", "jpeg", "-q", ","], "no quality is given"),
         (["--model", "no-such-model"], "no-such-model"),
         (["--model", "", "--peers", "jpeg", "-o", "no/such/folder"], "cannot be made a folder"),
+        (["--model", "", "--peers", "jpeg", "-o", ""], "has no name"),
     ],
 )
 def test_what_cannot_be_is_said_before_the_work(pictures, arguments, words):

@@ -23,7 +23,7 @@ def row(pictures):
     """A row of JPEG."""
     source = find_sources(pictures, pytest.fail)[2]
     contender = PeerContender.of(PEERS["jpeg"])
-    return measure(contender, source, images.load(source.path), 50.0, BOTH) | machine_facts(1, 1)
+    return measure(contender, source, images.load(source.path), 50.0, BOTH) | machine_facts("cpu", 1, 1)
 
 
 def test_a_row_of_a_model_is_that_of_its_real_file(pictures, tiny_codec, tiny_checkpoint):
@@ -46,7 +46,7 @@ def test_a_row_says_how_and_where_it_was_measured(row):
     assert row["identity"].startswith("Pillow ")
     assert {"codec", "torch", "pillow", "python"} <= row["versions"].keys()
     assert row["machine"]
-    assert (row["threads"], row["jobs"]) == (1, 1)
+    assert (row["threads"], row["jobs"], row["device"]) == (1, 1, "cpu")
 
 
 def test_what_a_picture_does_not_have_is_null(tmp_path):
@@ -86,8 +86,10 @@ def test_a_line_that_was_cut_off_is_run_again(tmp_path, row):
         assert list(RowStore(path).rows.values()) == [row]
 
 
-@pytest.mark.parametrize("line", ["{", "[1]", '{"codec": "jpeg"}', "3"])
+@pytest.mark.parametrize("line", ["{", "[1]", '{"codec": "jpeg"}', "3", "no crc", "a list", "NaN"])
 def test_files_of_something_else_are_refused(tmp_path, row, line):
+    bad = {"no crc": {"crc": None}, "a list": {"codec": ["jpeg"]}, "NaN": {"quality": float("nan")}}
+    line = json.dumps(row | bad[line]) if line in bad else line
     path = tmp_path / "rows.jsonl"
     path.write_text(f"{line}\n{json.dumps(row)}\n")
     with pytest.raises(UsageError, match=r"rows\.jsonl, line 1: not"):
@@ -103,9 +105,36 @@ def test_a_row_counts_only_with_the_same_weights_settings_and_metrics(tmp_path, 
     assert not store.has(row | {"settings": {"quality": 50}}, BOTH)
     assert not store.has(row | {"crc": "0"}, BOTH)
     assert not RowStore().has(row, BOTH)
-    store.add({key: value for key, value in row.items() if key != "ms_ssim_db"})
+
+
+def test_a_measure_stays_when_another_one_is_asked_for(row):
+    without = {name: {key: value for key, value in row.items() if key != name} for name in ("psnr_db", "ms_ssim_db")}
+    store = RowStore()
+    store.add(without["ms_ssim_db"])
     assert store.has(row, ["psnr"])
     assert not store.has(row, BOTH)
+    store.add(without["psnr_db"])
+    assert store.has(row, BOTH)
+    store.add(without["psnr_db"] | {"identity": "other"})
+    assert not store.has(row | {"identity": "other"}, BOTH)  # of another file
+
+
+def test_a_second_run_in_the_same_folder_is_refused(tmp_path, row):
+    pytest.importorskip("fcntl")
+    first, second = RowStore(tmp_path / "rows.jsonl"), RowStore(tmp_path / "rows.jsonl")
+    first.begin()
+    with pytest.raises(UsageError, match="another run is writing there"):
+        second.begin()
+    first.add(row)
+    first.close()
+    second.begin()  # sees what the first one wrote
+    assert list(second.rows.values()) == [row]
+    second.close()
+
+
+def test_pictures_below_the_output_are_none_of_the_set(pictures):
+    names = {source.name for source in find_sources(pictures, pytest.fail, pictures / "more")}
+    assert names == {"a.png", "b.png", "c.png"}
 
 
 def test_replaced_rows_leave_the_file(tmp_path, row):
