@@ -29,9 +29,9 @@ DEFAULT_BPP = 0.25  # where codecs differ to the eye
 @click.option("-o", "--out", type=PATH, required=True, help="The page, an HTML file.")
 @click.option("--bpp", type=float, help=f"Bits per pixel of every codec's file.  [default: {DEFAULT_BPP}]")
 @click.option("--size", metavar="BYTES|KB", help="Instead: bytes, for example 30000 or 30KB.")
-@click.option("-q", "--quality", type=click.FloatRange(0, 100), help="Instead: as many bytes as the first model needs for it.")
+@click.option("-q", "--quality", type=click.FloatRange(0, 100), help="Instead: as many bytes as the first codec needs for it.")
 @click.option("--model", "models", multiple=True, default=("swift",), show_default=True,
-              help="A name from `codec models`, or a .safetensors path; several times for several.")  # fmt: skip
+              help="A name from `codec models`, or a .safetensors path; several times for several; '' for none.")  # fmt: skip
 @click.option("--peers", "peer_names", help="Comma-separated.  [default: all that are installed]")
 @click.option("-f", "--force", is_flag=True, help="Overwrite the page.")
 @click.option("--threads", type=click.IntRange(1), help="CPU threads (default: all cores).")
@@ -62,11 +62,11 @@ def compare(
     from codec.comparison.match import compare as match
     from codec.comparison.page import page
 
-    pictures = [(source.name, images.load(source)) for source in sources]
+    pictures = [(os.fsencode(source.name).decode("utf-8", "replace"), images.load(source)) for source in sources]
     contenders = _contenders(models, peer_names, threads or torch.get_num_threads(), device)
     with _bar(len(pictures) * len(contenders)) as progress:
         shown = [match(name, picture, goal, contenders, progress) for name, picture in pictures]
-    title = f"{', '.join(name for name, _ in pictures)}: codecs at equal bytes"
+    title = f"{pictures[0][0] if len(pictures) == 1 else f'{len(pictures)} pictures'}: codecs at equal bytes"
     write_atomic(out, page(shown, title=title, made_by=_made_by(contenders)).encode(), overwrite=force)
     for compared in shown:
         for codec in compared.codecs:
@@ -106,7 +106,7 @@ def _made_by(contenders: list[Contender]) -> str:
 
     identities = [f"{contender.name}: {contender.identity}" for contender in contenders]
     threads = {contender.threads for contender in contenders if isinstance(contender, PeerContender)}
-    used = f", {threads.pop()} threads" if threads else ""
+    used = f", {count} thread{'' if count == 1 else 's'}" if (count := max(threads, default=0)) else ""
     return f"codec {__version__}; {'; '.join(identities)}; {cpu_name()}{used}"
 
 

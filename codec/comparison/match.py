@@ -12,6 +12,8 @@ from codec.evaluation.rows import MEASURES, Row, run_once
 from codec.images import Picture
 from codec.targets import Target
 
+UNTOLD = ("quality_mode", "mct", "no_jp2", "max_threads")  # say nothing of the picture
+CHROMA = {0: "4:4:4", 1: "4:2:2", 2: "4:2:0"}  # Pillow's names for JPEG
 Progress = Callable[[str], None]
 
 
@@ -58,10 +60,16 @@ def setting_text(settings: Mapping[str, Any]) -> str:
     """Return the options of a file for people: "quality 37, optimize, subsampling 4:4:4"."""
     words = []
     for key, value in settings.items():
+        if key in UNTOLD or value is False:
+            continue
         if value is True:
-            words.append(key.replace("_", " "))
-        elif key == "quality_layers":  # JPEG 2000's, behind quality_mode
-            words.append(", ".join(f"{layer:g}" for layer in value))
+            words.append(key)
+        elif key == "subsampling":
+            words.append(f"subsampling {CHROMA.get(value, value)}")
+        elif key == "quality_layers":  # JPEG 2000's
+            words.append(f"PSNR {', '.join(f'{layer:g}' for layer in value)} dB")
+        elif key == "advanced":  # AVIF's
+            words += [f"{name} {what}" for name, what in value.items()]
         else:
             number = f"{value:.1f}" if isinstance(value, float) else value
             words.append(f"{key} {number}".replace("_", " "))

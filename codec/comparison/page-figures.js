@@ -102,8 +102,9 @@ function plotScale(codecs, points, asked, measure) {
   const rates = [...points.map((p) => p.bpp), ...codecs.map((it) => it.bpp), asked];
   const values = points.map((p) => p[measure]);
   const span = height - BOTTOM - TOP;
-  const [low, high] = [Math.log(Math.min(...rates) / 1.05), Math.log(Math.max(...rates) * 1.05)];
-  const [least, most] = values.length ? [Math.min(...values), Math.max(...values)] : [30, 40];
+  const [low, high] = [Math.log(Math.min(...rates, asked / 1.5)), Math.log(Math.max(...rates, asked * 1.5))];
+  let [least, most] = values.length ? [Math.min(...values), Math.max(...values)] : [30, 40];
+  if (most - least < 2) [least, most] = [least - 1, most + 1];
   const room = 0.05 * (most - least) + 0.2;
   return { width, height, right, least: least - room, most: most + room,
     x: (rate) => LEFT + ((Math.log(rate) - low) / (high - low)) * (right - LEFT),
@@ -149,7 +150,7 @@ function mark(it, index, scale, measure) {
 
 function curveNames(lines, scale, measure) {
   const ends = lines.map(({ it, points }) => {
-    const end = points.at(-1) ?? it;
+    const end = points.length > 1 ? points.at(-1) : it;
     return { it, x: scale.x(end.bpp) + 9, y: scale.y(end[measure]) + 4 };
   });
   ends.sort((a, b) => a.y - b.y);

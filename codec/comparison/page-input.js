@@ -72,6 +72,7 @@ const KEYS = {
   m: () => $("plot").parentNode.querySelector("[data-measure][aria-pressed=false]:not(:disabled)")?.click(),
   "?": () => ($("keys").open ? $("keys").close() : $("keys").showModal()), escape: () => stopBlink(),
 };
+const TOGGLES = ["s", "d", "t", "m", "?"];
 let blinkKey = null; // when the blink key went down, and whether it was blinking then
 
 function keyDown(event) {
@@ -79,7 +80,10 @@ function keyDown(event) {
   const key = event.key.toLowerCase();
   if (event.ctrlKey || event.metaKey || event.altKey || event.target.closest?.("select")) return;
   if ($("keys").open && key !== "?") return;
-  const digit = /^(?:Digit|Numpad)(\d)$/.exec(event.code);
+  if (event.repeat && TOGGLES.includes(key)) return event.preventDefault(); // held, they would flicker
+  // By place, so that Shift does not matter and AZERTY has digits; but what a layout calls + or − is that, and so is an arrow.
+  const place = KEYS[key] ? null : /^(?:Digit|Numpad)(\d)$/.exec(event.code);
+  const digit = place && (event.code.startsWith("Digit") || place[1] === key) ? place : null;
   if (!field && !digit && wipeKey(event)) return event.preventDefault();
   if (key === "b") {
     if (!event.repeat) blinkKey = { since: performance.now(), was: Boolean(blinking) };
@@ -117,7 +121,15 @@ function listen() {
   const clicks = { theme: toggleTheme, help: KEYS["?"], "zoom-in": () => zoomStep(1), "zoom-out": () => zoomStep(-1), fit,
     actual: KEYS.z, swap, blink: toggleBlink, difference: toggleDifference };
   for (const [id, action] of Object.entries(clicks)) $(id).addEventListener("click", action);
-  for (const side of ["left", "right"]) $(side).addEventListener("change", () => setSide(side, Number($(side).value)));
+  for (const side of ["left", "right"]) {
+    let byPointer = false;
+    $(side).addEventListener("pointerdown", () => (byPointer = true));
+    $(side).addEventListener("keydown", () => (byPointer = false));
+    $(side).addEventListener("change", () => {
+      setSide(side, Number($(side).value));
+      if (byPointer) $(side).blur(); // so that the next key is a shortcut, not a search in the list
+    });
+  }
   for (const button of document.querySelectorAll("[data-measure]")) {
     button.addEventListener("click", () => setMeasure(button.dataset.measure));
   }
@@ -128,6 +140,7 @@ function listen() {
   stage.addEventListener("wheel", wheel, { passive: false });
   document.addEventListener("keydown", keyDown);
   document.addEventListener("keyup", keyUp);
+  addEventListener("blur", () => blinkKey && (stopBlink(), (blinkKey = null))); // the key's end is not heard elsewhere
   $("keys").addEventListener("click", (event) => event.target === $("keys") && $("keys").close()); // its backdrop
   onResize(stage, () => (state.fitted ? fit() : panBy(0, 0)));
   onResize($("plot"), drawPlot);

@@ -50,7 +50,8 @@ const psnr = (it) => it.psnr_db ?? Number.MAX_VALUE; // null: lossless
 const decibel = (value, it) => (it.lossless ? "lossless" : value === null ? "–" : value.toFixed(2));
 function seconds(s) {
   if (s === null) return "–";
-  return s < 0.9995 ? `${s < 0.00995 ? (1000 * s).toFixed(1) : Math.round(1000 * s)}${THIN}ms` : `${s.toPrecision(3)}${THIN}s`;
+  if (s < 0.9995) return `${s < 0.00995 ? (1000 * s).toFixed(1) : Math.round(1000 * s)}${THIN}ms`;
+  return `${s < 99.95 ? s.toPrecision(3) : s.toFixed(0)}${THIN}s`;
 }
 function deviation(bytes, asked) {
   const percent = (100 * (bytes / asked - 1)).toFixed(1);
@@ -67,6 +68,8 @@ const colour = (name) => `var(--c${codecNames.indexOf(name) % COLOURS})`;
 
 function showPicture(index) {
   const kept = layers ? [nameOf(state.left), nameOf(state.right)] : [];
+  const { side } = document.activeElement?.closest?.("#codecs button")?.dataset ?? {};
+  const version = document.activeElement?.closest?.("#codecs tr")?.dataset.version;
   state.picture = index;
   const names = ["original", ...picture().codecs.map((c) => c.name)];
   const [left, right] = strongest();
@@ -89,6 +92,7 @@ function showPicture(index) {
   for (const id of ["left", "right"]) $(id).replaceChildren(...names.map((name, i) => element("option", { value: i }, name)));
   stage.style.setProperty("--aspect", picture().width / picture().height);
   fillTable();
+  if (side) $("codecs").querySelector(`[data-version="${version}"] [data-side=${side}]`)?.focus();
   fit();
   drawPlot();
 }
@@ -135,7 +139,7 @@ function geometry() {
 function fitZoom() {
   const { w, h } = stageSize();
   const zoom = Math.min(w / picture().width, h / picture().height);
-  return zoom > 1 ? Math.min(Math.floor(zoom), MAX_ZOOM) : zoom || 1; // whole: every pixel as large as its neighbour
+  return zoom > 1 ? Math.min(Math.floor(zoom * devicePixelRatio) / devicePixelRatio, MAX_ZOOM) : zoom || 1;
 }
 
 const leastZoom = () => Math.min(fitZoom(), ZOOMS[0]);
@@ -167,13 +171,13 @@ function zoomTo(zoom, px = stage.clientWidth / 2, py = stage.clientHeight / 2) {
 
 function zoomStep(direction, px, py) {
   wheelZoom = null;
-  const steps = [...ZOOMS, fitZoom()].sort((a, b) => a - b);
+  const steps = [...ZOOMS, fitZoom()].map(evenZoom).sort((a, b) => a - b);
   const next = direction > 0 ? steps.find((z) => z > state.zoom * 1.001) : steps.reverse().find((z) => z < state.zoom / 1.001);
   if (next) zoomTo(next, px, py);
   say(`Zoom ${percent(state.zoom)}`);
 }
 
-// Above 1 every picture pixel becomes the same whole number of screen pixels.
+// Above 1 every picture pixel becomes the same whole number of screen pixels, as large as its neighbour.
 const evenZoom = (zoom) => (zoom <= 1 ? zoom : Math.max(1, Math.round(zoom * devicePixelRatio) / devicePixelRatio));
 
 function panBy(dx, dy) {
@@ -207,10 +211,10 @@ function draw() {
     }
     if (layer.canvas) layer.canvas.hidden = !state.difference;
   });
-  stage.classList.toggle("crisp", state.zoom > 1);
+  stage.classList.toggle("crisp", state.zoom * devicePixelRatio > 1);
   stage.classList.toggle("movable", g.movable);
   stage.dataset.view = state.view;
-  handle.hidden = state.view !== "wipe";
+  handle.classList.toggle("away", state.view !== "wipe"); // not hidden: it may have the focus
   handle.style.left = `${cut}px`;
   drawControls();
 }

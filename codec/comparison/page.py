@@ -43,7 +43,7 @@ class Shown:
     """One codec's version of a picture: what it made of the asked bytes, and its curve over all rates."""
 
     name: str
-    setting: str  # what reached the bytes, for people: "quality 37, 4:4:4"
+    setting: str  # what reached the bytes, for people: "quality 37, subsampling 4:4:4"
     n_bytes: int
     psnr_db: float  # inf: lossless
     ms_ssim_db: float | None  # None: a side of at most 160 pixels
@@ -65,7 +65,7 @@ class Compared:
 
 
 def page(pictures: Sequence[Compared], *, title: str, made_by: str) -> str:
-    """Return the HTML document, to be written as UTF-8; ``made_by`` is the line at its foot: versions, machine, date."""
+    """Return the HTML document, to be written as UTF-8; ``made_by`` is the line at its foot: versions, machine."""
     facts = {"title": title, "made_by": made_by, "pictures": [_picture_facts(picture) for picture in pictures]}
     css, js = _asset("page.css"), "\n".join(map(_asset, SCRIPTS))
     policy = f"default-src 'none'; img-src data: blob:; style-src {_hash(css)}; script-src {_hash(js)}; base-uri 'none'"

@@ -41,7 +41,7 @@ class Recipe:
     last ``float32_share`` every other step runs in float32: decoders do, and weights that know only bf16 lose up to 1 dB there.
 
     ``only`` a part learns: "entropy" is all but g_a, g_s and the gains of y, by the rate alone, at a third of a step's cost;
-    "biases" are those of g_a and g_s. With ``counted_rows`` scales learn by CDF rows that are counted at the start.
+    "biases" are those of g_a and g_s. With ``counted_rows`` the rate of y is by CDF rows that are counted at the start.
     """
 
     model: str = "swift"

@@ -65,8 +65,8 @@ def test_a_codec_that_cannot_be_so_small_shows_its_smallest(contenders, picture)
 
 def test_settings_are_told_in_words():
     assert setting_text({"quality": 41.234}) == "quality 41.2"
-    assert setting_text(PEERS["jpeg"].settings(37)) == "quality 37, optimize, subsampling 0"
-    assert setting_text(PEERS["jpeg2000"].settings(40)) == "quality mode dB, 32, irreversible, mct 1, no jp2"
+    assert setting_text(PEERS["jpeg"].settings(37)) == "quality 37, optimize, subsampling 4:4:4"
+    assert setting_text(PEERS["jpeg2000"].settings(40)) == "PSNR 32 dB, irreversible"
 
 
 def invoke(*arguments):
