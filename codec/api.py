@@ -143,9 +143,13 @@ def to_pixels(x_hat: Tensor) -> Pixels:
     return (x_hat[0] * 255).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).contiguous().cpu().numpy()
 
 
-@lru_cache(maxsize=4)
 def cached_codec(model: str, device: str | None = None) -> Codec:
-    """Return a ``Codec`` that later calls share."""
+    """Return a ``Codec`` that later calls share, also those that name its device in another way."""
+    return _cached_codec(model, _device(device).type)
+
+
+@lru_cache(maxsize=4)
+def _cached_codec(model: str, device: str) -> Codec:
     return Codec(model, device)
 
 

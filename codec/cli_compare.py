@@ -32,7 +32,7 @@ DEFAULT_BPP = 0.25  # where codecs differ to the eye
 @click.option("-q", "--quality", type=click.FloatRange(0, 100), help="Instead: as many bytes as the first codec needs for it.")
 @click.option("--model", "models", multiple=True, default=("swift",), show_default=True,
               help="A name from `codec models`, or a .safetensors path; several times for several; '' for none.")  # fmt: skip
-@click.option("--peers", "peer_names", help="Comma-separated.  [default: all that are installed]")
+@click.option("--peers", "peer_names", help="Comma-separated.  [default: those installed of jpeg, webp, avif, jxl, jpeg2000]")
 @click.option("-f", "--force", is_flag=True, help="Overwrite the page.")
 @click.option("--threads", type=click.IntRange(1), help="CPU threads (default: all cores).")
 @click.option("--device", type=DEVICES, default="auto", show_default=True, help="Where the transforms run.")

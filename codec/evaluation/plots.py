@@ -30,7 +30,7 @@ def draw(
     title: str,
     bold: frozenset[str] = frozenset(),
 ) -> None:
-    """Write a plot to files of the formats of their suffixes. Curves in ``bold`` are thick, and the span is theirs.
+    """Write a plot to files of the formats of their suffixes. Curves in ``bold`` are thick and give the span, all if none is.
 
     The same curves give the same SVG. Raises UsageError if a file cannot be written.
     """
@@ -45,7 +45,7 @@ def draw(
         if rates:
             marker = MARKERS[number // COLOURS % len(MARKERS)]
             axes.plot(rates, heights, marker=marker, markersize=4, linewidth=2.5 if name in bold else 1.5, label=_label(name))
-        if rates and (name in bold or not bold):
+        if rates and (name in bold or bold.isdisjoint(curves)):
             spans.append((rates[0], rates[-1], heights[0], heights[-1]))
     if spans and max(span[3] for span in spans) > min(span[2] for span in spans):
         right = max(span[1] for span in spans)

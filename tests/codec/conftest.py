@@ -31,7 +31,7 @@ decode = 2.5
 @pytest.fixture
 def installed(tmp_path, monkeypatch, tiny_checkpoint) -> Path:
     """A folder of checkpoints in place of the installed one: the tiny one, named "swift" as the default is; the folder."""
-    from codec.api import cached_codec
+    from codec.api import _cached_codec
 
     folder = tmp_path / "checkpoints"
     folder.mkdir()
@@ -40,9 +40,9 @@ def installed(tmp_path, monkeypatch, tiny_checkpoint) -> Path:
     (folder / "manifest.toml").write_text(ROW.format(sha256=sha256))
     monkeypatch.setattr(checkpoints, "FOLDER", folder)
     monkeypatch.setattr("models.manifest.MANIFEST", folder / "manifest.toml")
-    cached_codec.cache_clear()
+    _cached_codec.cache_clear()
     yield folder
-    cached_codec.cache_clear()
+    _cached_codec.cache_clear()
 
 
 @pytest.fixture

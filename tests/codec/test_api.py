@@ -25,6 +25,7 @@ from codec import (
     encode_file,
     info,
 )
+from codec.api import cached_codec
 from codec.metrics import psnr_db
 
 SIZES = [(1, 1), (1, 37), (37, 1), (63, 64), (65, 129), (512, 768)]  # (height, width)
@@ -305,3 +306,9 @@ def test_all_public_names_exist():
         assert getattr(codec, name).__name__ == name
     with pytest.raises(AttributeError, match="module 'codec' has no attribute 'compress'"):
         _ = codec.compress
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_model_is_loaded_once_for_all_names_of_its_device(tiny_checkpoint):
+    assert cached_codec(str(tiny_checkpoint)) is cached_codec(str(tiny_checkpoint), "auto")
+    assert cached_codec(str(tiny_checkpoint)) is cached_codec(str(tiny_checkpoint), "cpu")
