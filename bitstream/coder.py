@@ -24,6 +24,7 @@ from bitstream.segments import (
     SegmentWriter,
     Symbols,
     TableRows,
+    check_payload,
     pack_stream,
     pieces,
     read_payload,
@@ -164,6 +165,7 @@ class StreamReader(SymbolCoder):
         out = np.empty(len(rows), dtype=np.int16)
         for piece in pieces(len(rows), cdf.shape[1]):
             payload, self._offset = read_payload(self._data, self._offset)
+            check_payload(payload, piece.stop - piece.start, first, last)
             out[piece] = self.engine.decode(cdf, rows[piece], payload) + first
         return out
 

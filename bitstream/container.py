@@ -1,24 +1,27 @@
 """The container: signature, header, chunks, CRC (FORMAT.md sections 2 and 3).
 
 Reads every field as hostile: each check stands before anything is allocated from what it checks. Knows no network and
-imports no torch, so ``codec info`` is quick.
+imports no torch, so ``codec info`` is quick. A ``Container`` is a whole file in memory; ``open_container`` reads of a tiled
+file only the header, the index, and the tiles that are asked for.
 """
 
 from __future__ import annotations
 
 import struct
+import threading
 import zlib
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import BinaryIO, NamedTuple, Protocol
 
-from bitstream.errors import FormatError, LimitError, VersionError
+from bitstream.errors import FormatError, VersionError
+from bitstream.grid import count_tiles
+from bitstream.limits import MAX_SIDE, Limits
 from bitstream.varint import pack_varint, unpack_varint
 
 SIGNATURE = b"\x89LIC"
 VERSION = 1
-MAX_SIDE = 2**24
-MAX_PIXELS = 2**28  # default limit of a reader
-PADDING = 64  # sides are coded in multiples of this
-SMALL_PIXELS = 2**20  # what padding may always grow to
+TILE_BITS_RANGE = range(8, 16)  # of tiled files
 
 FLAG_GRAY = 1
 KNOWN_FLAGS = FLAG_GRAY
@@ -27,12 +30,36 @@ KNOWN_FLAGS = FLAG_GRAY
 Z = 1
 Y_TILE = 2
 ALPHA = 3
+INDEX = 4
 ICC = 0x81
 EXIF = 0x82
 XMP = 0x83
 ANCILLARY = 0x80
 
 _FIXED = struct.Struct("<4sHBI")  # model id, level, tile, symbol CRC
+_CRC = struct.Struct("<I")
+_CRCS = struct.Struct("<II")  # of an entry of the index: bytes, symbols
+_HEAD_BYTES = 64  # a header, type and length of a chunk are shorter
+
+
+class Tile(NamedTuple):
+    """The payloads of Z and Y_TILE of one tile, and the CRC-32 of its symbols."""
+
+    payloads: list[bytes]
+    symbol_crc: int
+
+
+class TileSource(Protocol):
+    """What gives the tiles of a file, checked."""
+
+    @property
+    def header(self) -> Header:
+        """Return the header."""
+        ...
+
+    def tile(self, number: int) -> Tile:
+        """Return a tile by its number in raster order. Raises FormatError if it is damaged."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -87,73 +114,216 @@ class Header:
             raise FormatError(f"model id has {len(self.model_id)} bytes, expected 4")
         if not (0 <= self.level < 2**16 and 0 <= self.symbol_crc < 2**32):
             raise FormatError(f"level {self.level} or symbol CRC {self.symbol_crc} does not fit its field (16, 32 bits)")
-        if self.tile != 0:
-            raise FormatError(f"tile field is {self.tile}; this program reads untiled files (0): update codec")
+        if self.tile and self.tile not in TILE_BITS_RANGE:
+            low, high = TILE_BITS_RANGE[0], TILE_BITS_RANGE[-1]
+            raise FormatError(f"tile field is {self.tile}, expected 0 or {low} … {high}: damaged, or made by a newer codec")
+
+    @property
+    def n_tiles(self) -> int:
+        """Return the number of tiles."""
+        return count_tiles(self.tile, self.width, self.height)
 
 
 @dataclass(frozen=True)
 class Container:
-    """A whole file, taken apart: header and chunks (type, payload) in order."""
+    """A whole file, taken apart: header and chunks (type, payload) in order, without the index.
+
+    A tiled file has a Z and a Y_TILE for each tile, and ``tile_crcs``, the CRC-32 of the symbols of each.
+    """
 
     header: Header
     chunks: list[tuple[int, bytes]] = field(default_factory=list)
+    tile_crcs: tuple[int, ...] = ()
+
+    @classmethod
+    def of_tiles(cls, header: Header, tiles: Sequence[Tile]) -> Container:
+        """Return the container of a picture's tiles, whatever the header's symbol CRC is."""
+        chunks = [pair for tile in tiles for pair in zip((Z, Y_TILE), tile.payloads, strict=True)]
+        crcs = tuple(tile.symbol_crc for tile in tiles)
+        crc = symbol_crc(crcs) if header.tile else crcs[0]
+        return cls(replace(header, symbol_crc=crc), chunks, crcs if header.tile else ())
+
+    def tile(self, number: int) -> Tile:
+        """See ``TileSource``."""
+        payloads = [payload for kind, payload in self.chunks if kind in (Z, Y_TILE)][2 * number : 2 * number + 2]
+        return Tile(payloads, self.tile_crcs[number] if self.header.tile else self.header.symbol_crc)
 
     def pack(self) -> bytes:
         """Return the bytes of the file."""
-        parts = [self.header.pack()]
-        for kind, payload in self.chunks:
-            parts += [bytes([kind]), pack_varint(len(payload)), payload]
-        body = b"".join(parts)
-        return body + struct.pack("<I", zlib.crc32(body))
+        head = self.header.pack()
+        frames = [bytes([kind]) + pack_varint(len(payload)) + payload for kind, payload in self.chunks]
+        body = b"".join([head, self._index(head, frames), *frames])
+        return body + _CRC.pack(zlib.crc32(body))
+
+    def _index(self, head: bytes, frames: list[bytes]) -> bytes:
+        """Return the chunk INDEX; nothing for a file of one tile."""
+        if not self.header.tile:
+            return b""
+        entries = bytearray()
+        for number, crc in enumerate(self.tile_crcs):
+            data = frames[2 * number] + frames[2 * number + 1]
+            entries += pack_varint(len(data)) + _CRCS.pack(zlib.crc32(data), crc)
+        start = bytes([INDEX]) + pack_varint(len(entries) + _CRC.size) + entries
+        return start + _CRC.pack(zlib.crc32(head + start))
 
     @classmethod
-    def unpack(cls, data: bytes, *, max_pixels: int = MAX_PIXELS) -> Container:
+    def unpack(cls, data: bytes, *, limits: Limits | None = None) -> Container:
         """Take a file apart, every check included.
 
         Raises FormatError (VersionError, LimitError) with what was found and expected.
         """
         view = memoryview(data)
-        header, offset = unpack_header(view, max_pixels=max_pixels)
+        header, offset = unpack_header(view, limits=limits)
+        end = len(view) - _CRC.size
+        entries: list[_Entry] = []
+        if header.tile:
+            entries, offset = _unpack_index(view[:end], offset, header)
         chunks: list[tuple[int, bytes]] = []
-        end = len(view) - 4
+        starts: list[int] = []
         while offset < end:
-            kind = view[offset]
+            kind, start = view[offset], offset
             length, offset = unpack_varint(view[:end], offset + 1)
             if length > end - offset:
                 raise FormatError(f"chunk {kind} claims {length} bytes, {end - offset} are left: the file is damaged")
             if kind in (Z, Y_TILE):
                 chunks.append((kind, bytes(view[offset : offset + length])))
+                starts.append(start)
             elif not kind & ANCILLARY:
                 raise FormatError(f"chunk type {kind} is not known and not skippable: made by a newer codec, update")
             offset += length
-        if [kind for kind, _ in chunks] != [Z, Y_TILE]:
-            raise FormatError(f"chunks are {[kind for kind, _ in chunks]}, expected one Z and one Y_TILE, {[Z, Y_TILE]}")
-        return cls(header, chunks)
+        _check_order([kind for kind, _ in chunks], header.n_tiles)
+        for entry, start in zip(entries, starts[::2], strict=True) if header.tile else ():
+            if entry.start != start:
+                raise FormatError(f"a tile begins at byte {start}, the index says {entry.start}: the file is damaged")
+            entry.check(view[entry.start : entry.start + entry.length])
+        return cls(header, chunks, tuple(entry.symbol_crc for entry in entries))
 
 
-def unpack_header(data: bytes | memoryview, *, max_pixels: int = MAX_PIXELS) -> tuple[Header, int]:
+def _check_order(kinds: list[int], n_tiles: int) -> None:
+    if kinds != [Z, Y_TILE] * n_tiles:
+        found = f"{kinds}" if len(kinds) < 8 else f"{len(kinds)} of them"
+        raise FormatError(f"chunks are {found}, expected one Z and one Y_TILE, {[Z, Y_TILE]}, for each of {n_tiles} tiles")
+
+
+class _Entry(NamedTuple):
+    """Where a tile lies in a file, and its CRCs."""
+
+    start: int
+    length: int
+    crc: int
+    symbol_crc: int
+
+    def check(self, data: bytes | memoryview) -> None:
+        """Raise FormatError if these are not the bytes of the tile."""
+        if len(data) != self.length or zlib.crc32(data) != self.crc:
+            raise FormatError(
+                f"the tile at byte {self.start} has checksum {zlib.crc32(data):08x}, expected {self.crc:08x}: the file is "
+                "damaged, fetch it again"
+            )
+
+
+def _unpack_index(view: memoryview, offset: int, header: Header) -> tuple[list[_Entry], int]:
+    """Return the entry of each tile, and the offset behind the index. ``view`` may end behind it."""
+    start = offset
+    if start >= len(view) or view[start] != INDEX:
+        found = view[start] if start < len(view) else "none"
+        raise FormatError(f"chunk {found} follows the header of a tiled file, expected the index, {INDEX}: the file is damaged")
+    length, offset = unpack_varint(view, start + 1)
+    end = offset + length
+    if end > len(view) or length < header.n_tiles * (1 + _CRCS.size) + _CRC.size:
+        raise FormatError(
+            f"the index claims {length} bytes for {header.n_tiles} tiles, {len(view) - offset} are left: the file is damaged"
+        )
+    stored, computed = _CRC.unpack_from(view, end - _CRC.size)[0], zlib.crc32(view[: end - _CRC.size])
+    if stored != computed:
+        raise FormatError(f"header and index have checksum {computed:08x}, expected {stored:08x}: the file is damaged")
+    entries, place, inside = [], end, view[: end - _CRC.size]
+    for _ in range(header.n_tiles):
+        n_bytes, offset = unpack_varint(inside, offset)
+        if offset + _CRCS.size > len(inside):
+            raise FormatError(f"the index at byte {start} ends inside an entry: the file is damaged")
+        entries.append(_Entry(place, n_bytes, *_CRCS.unpack_from(inside, offset)))
+        offset += _CRCS.size
+        place += n_bytes
+    if offset != len(inside):
+        raise FormatError(f"{len(inside) - offset} bytes are left in the index: the file is damaged")
+    crc = symbol_crc([entry.symbol_crc for entry in entries])
+    if crc != header.symbol_crc:
+        raise FormatError(f"symbol CRC is {header.symbol_crc:08x}, those of the tiles give {crc:08x}: the file is damaged")
+    return entries, end
+
+
+def symbol_crc(tile_crcs: Sequence[int]) -> int:
+    """Return the symbol CRC in the header of a tiled file: the CRC-32 of those of its tiles."""
+    return zlib.crc32(b"".join(map(_CRC.pack, tile_crcs)))
+
+
+class _TiledFile:
+    """A tiled file on disk: a tile is read when it is asked for."""
+
+    def __init__(self, file: BinaryIO, header: Header, entries: list[_Entry]) -> None:
+        self.header = header
+        self._file, self._entries, self._lock = file, entries, threading.Lock()
+
+    def tile(self, number: int) -> Tile:
+        """See ``TileSource``."""
+        entry = self._entries[number]
+        with self._lock:
+            self._file.seek(entry.start)
+            data = self._file.read(entry.length)
+        entry.check(data)
+        payloads, kinds, offset, view = [], [], 0, memoryview(data)
+        while offset < len(view):
+            kinds.append(view[offset])
+            length, offset = unpack_varint(view, offset + 1)
+            payloads.append(bytes(view[offset : offset + length]))
+            offset += length
+        if offset != len(view):
+            raise FormatError(f"the tile at byte {entry.start} ends inside a chunk: the file is damaged")
+        _check_order(kinds, 1)
+        return Tile(payloads, entry.symbol_crc)
+
+
+def open_container(file: BinaryIO, *, limits: Limits | None = None, whole: bool = False) -> TileSource:
+    """Return what reads the tiles of a seekable file one by one; a file of one tile, and any with ``whole``, is read at once.
+
+    Else the checksum of the whole file is not checked: those of header, index and each tile are. ``file`` must stay open.
+    Raises what ``Container.unpack`` raises.
+    """
+    limits = limits or Limits()
+    size = file.seek(0, 2)
+    limits.check_bytes(size)
+    file.seek(0)
+    head = memoryview(file.read(_HEAD_BYTES))
+    if whole or len(head) < 6 or bytes(head[:4]) != SIGNATURE or head[4] != VERSION:
+        return Container.unpack(bytes(head) + file.read(), limits=limits)  # which says what is wrong
+    header, offset = Header.unpack(head)
+    if not header.tile:
+        return Container.unpack(bytes(head) + file.read(), limits=limits)
+    limits.check_size(header.width, header.height)
+    if offset < len(head):
+        length, behind = unpack_varint(head, offset + 1)
+        if length <= size - behind:
+            head = memoryview(bytes(head) + file.read(max(behind + length - len(head), 0)))
+    entries, _ = _unpack_index(head, offset, header)
+    if entries[-1].start + entries[-1].length > size - _CRC.size:
+        raise FormatError(f"the tiles end at byte {entries[-1].start + entries[-1].length} of {size}: the file is cut off")
+    return _TiledFile(file, header, entries)
+
+
+def unpack_header(data: bytes | memoryview, *, limits: Limits | None = None) -> tuple[Header, int]:
     """Check signature, version, file CRC and limits; return (header, offset of the first chunk)."""
+    limits = limits or Limits()
+    limits.check_bytes(len(data))
     view = memoryview(data)
     if len(view) >= 5 and bytes(view[:4]) == SIGNATURE and view[4] == VERSION:
         if len(view) < 9:
             raise FormatError(f"the file has {len(view)} bytes and ends inside its header: it is cut off")
-        stored, computed = struct.unpack("<I", view[-4:])[0], zlib.crc32(view[:-4])
+        stored, computed = _CRC.unpack(view[-4:])[0], zlib.crc32(view[:-4])
         if stored != computed:
             raise FormatError(
                 f"file checksum is {computed:08x}, expected {stored:08x}: the file is cut off or damaged, fetch it again"
             )
     header, offset = Header.unpack(view[:-4] if len(view) >= 9 else view)
-    check_size(header.width, header.height, max_pixels)
+    limits.check_size(header.width, header.height)
     return header, offset
-
-
-def check_size(width: int, height: int, max_pixels: int) -> None:
-    """Raise LimitError if a picture, or a large one with its sides rounded up to 64 as it is coded, exceeds ``max_pixels``."""
-    coded_width, coded_height = (-(-side // PADDING) * PADDING for side in (width, height))
-    if width * height > max_pixels:
-        found = f"{width}×{height} pixels"
-    elif coded_width * coded_height > max(max_pixels, SMALL_PIXELS):
-        found = f"{width}×{height} pixels, coded in steps of {PADDING} as {coded_width}×{coded_height}"
-    else:
-        return
-    raise LimitError(f"the picture has {found}, the limit is {max_pixels}: raise it with --max-pixels, or cut the picture")

@@ -16,10 +16,12 @@ from numpy.typing import NDArray
 
 from bitstream.engines import Engine
 from bitstream.errors import FormatError, SymbolError
-from bitstream.tables import MasterTable
+from bitstream.tables import PRECISION, MasterTable
 from bitstream.varint import pack_varint, unpack_varint, unzigzag, zigzag
 
 PIECE_CELLS = 2**25  # CDF cells (symbols × Lp) of one torchac payload
+LEAST_BITS = 1442695  # of −log2(1 − x) for small x, in 10^-6 of x: rounded down
+LEAST_SLACK = 64  # bits: the coder's registers
 
 Symbols = NDArray[np.int16]
 Rows = NDArray[np.integer[Any]]
@@ -125,7 +127,7 @@ def read_range(data: memoryview, offset: int, lo: int, hi: int) -> tuple[int, in
     last, offset = unpack_varint(data, offset)
     first, last = unzigzag(first), unzigzag(last)
     if not lo <= first <= last <= hi:
-        raise FormatError(f"a stream's range is [{first}, {last}], the table holds [{lo}, {hi}]")
+        raise FormatError(f"a stream's range is [{first}, {last}], the table holds [{lo}, {hi}]: the file is damaged")
     return first, last, offset
 
 
@@ -133,8 +135,21 @@ def read_payload(data: memoryview, offset: int) -> tuple[bytes, int]:
     """Return the payload of a piece and the offset behind it. Raises FormatError if it is cut off."""
     length, offset = unpack_varint(data, offset)
     if length > len(data) - offset:
-        raise FormatError(f"a stream claims {length} bytes, {len(data) - offset} are left")
+        raise FormatError(f"a stream claims {length} bytes, {len(data) - offset} are left: the file is damaged")
     return bytes(data[offset : offset + length]), offset + length
+
+
+def check_payload(payload: bytes, symbols: int, first: int, last: int) -> None:
+    """Raise FormatError if a payload is too short for so many symbols of a range (FORMAT.md section 4.2).
+
+    Each value has a count of 65536 or more, so a symbol is never quite free: a few bytes must not keep a decoder busy for long.
+    """
+    least = symbols * (last - first) * LEAST_BITS // 10**6 >> PRECISION
+    if 8 * len(payload) + LEAST_SLACK < least:
+        raise FormatError(
+            f"a stream has {len(payload)} bytes for {symbols} symbols of {last - first + 1} values, which take {least // 8} or "
+            "more: the file is damaged"
+        )
 
 
 def _bands(source: Distributions, count: int) -> NDArray[np.uint8]:
@@ -223,7 +238,7 @@ def split_segment(data: memoryview, offset: int, bands: int) -> tuple[list[memor
         length, offset = unpack_varint(data, offset)
         lengths.append(length)
     if sum(lengths) > len(data) - offset:
-        raise FormatError(f"a segment's streams claim {sum(lengths)} bytes, {len(data) - offset} are left")
+        raise FormatError(f"a segment's streams claim {sum(lengths)} bytes, {len(data) - offset} are left: the file is damaged")
     starts = [offset + sum(lengths[:band]) for band in range(bands + 1)]
     return [data[start:stop] for start, stop in pairwise(starts)], starts[-1]
 
@@ -276,6 +291,7 @@ class _GrowingStream:
                 self._payload, self._offset = read_payload(self._data, self._offset)
             known = len(self._known)
             stop = min(len(source), start + size - known)
+            check_payload(self._payload, known + stop - start, first, last)
             self._known.append(source if stop - start == len(source) else source.take(np.arange(start, stop)))
             out.append(self._engine.decode(*self._known.cdf(), self._payload)[known:] + np.int16(first))
             if known + stop - start == size:

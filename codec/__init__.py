@@ -43,6 +43,7 @@ if TYPE_CHECKING:
         UsageError,
         VersionError,
     )
+    from bitstream.limits import Limits
     from codec.api import Codec, decode, decode_file, encode, encode_file
     from codec.describe import info
     from codec.inspection import Inspection, inspect
@@ -52,11 +53,12 @@ _ERRORS = (
     "UsageError VersionError"
 )
 _HOMES = {name: "codec.api" for name in ("Codec", "decode", "decode_file", "encode", "encode_file")}
-_HOMES |= {name: "bitstream.errors" for name in _ERRORS.split()} | {"Header": "bitstream.container", "info": "codec.describe"}
+_HOMES |= {name: "bitstream.errors" for name in _ERRORS.split()}
+_HOMES |= {"Header": "bitstream.container", "Limits": "bitstream.limits", "info": "codec.describe"}
 _HOMES |= {name: "codec.inspection" for name in ("Inspection", "inspect")}
 
 __all__ = [  # noqa: RUF022
-    "encode", "decode", "encode_file", "decode_file", "info", "inspect", "Codec", "Header", "Inspection",
+    "encode", "decode", "encode_file", "decode_file", "info", "inspect", "Codec", "Header", "Inspection", "Limits",
     "CodecError", "CheckpointError", "DesyncError", "EngineError", "FormatError", "ImageError", "LimitError",
     "SymbolError", "TargetError", "UsageError", "VersionError",
 ]  # fmt: skip

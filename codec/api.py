@@ -1,8 +1,8 @@
 """The product in one page: a picture goes in, bytes come out; bytes go in, the picture comes back.
 
-encode: images.load → x (1, 3, H, W) → model.analyse → y, z → [model.refine] → model.code → Container.pack → bytes
+encode: images.load → x (1, 3, H, W) → tile by tile model.analyse → y, z → [model.refine] → model.code → Container.pack → bytes
         (the level is given by the quality, or searched: codec.targets)
-decode: Container.unpack → model.decompress → symbol CRC → images.to_pil
+decode: Container.unpack → tile by tile model.decode_latents → symbol CRC → model.synthesise → images.to_pil
 """
 
 from __future__ import annotations
@@ -17,16 +17,18 @@ from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor
 
-from bitstream.container import MAX_PIXELS, Y_TILE, Container, Header, Z, check_size, unpack_header
+from bitstream.container import Container, Header, TileSource, open_container, unpack_header
 from bitstream.engines import default_engine
 from bitstream.errors import CheckpointError, FormatError, TargetError, UsageError
+from bitstream.grid import Rect, tile_bits
+from bitstream.limits import Limits
 from codec import images
-from codec.files import check_target, read_bytes, write_atomic
-from codec.images import ImageLike, Picture, Pixels
+from codec.files import check_target, open_bytes, write_atomic
+from codec.images import ImageLike, Picture
 from codec.metrics import psnr_db
 from codec.targets import Attempt, LevelSearch, Target
+from codec.tiles import CodedTile, TileDecoder, TileEncoder, check_area, tile_latents
 from models.manifest import find_by_id
 from models.refine import STEPS
 from models.runtime import LoadedModel
@@ -39,13 +41,15 @@ class Codec:
 
     ``model`` is a name from ``codec models`` or the path of a .safetensors checkpoint; ``device`` is "cpu", "cuda" or None
     (CUDA if there is one). Encodes with this model; decodes only files that this model made. ``timings`` holds the
-    seconds of each stage of the last call. Raises CheckpointError or UsageError.
+    seconds of each stage of the last call, those of tiles added up, and ``clamped`` the number of symbols of the last file that
+    were too large for the format. Raises CheckpointError or UsageError.
     """
 
     def __init__(self, model: str | PathLike[str] = DEFAULT_MODEL, device: str | None = None) -> None:
         self.model = LoadedModel.load(str(model), _device(device))
         self.engine = default_engine()
         self.timings: dict[str, float] = {}
+        self.clamped = 0
 
     @property
     def max_level(self) -> int:
@@ -55,7 +59,7 @@ class Codec:
     def encode(
         self, image: ImageLike, *, quality: float | None = None, bpp: float | None = None, size: int | None = None,
         psnr: float | None = None, max_size: int | None = None, effort: int = 0,
-        progress: Callable[[float], None] = lambda _: None,
+        progress: Callable[[float], None] = lambda _: None, limits: Limits | None = None,
     ) -> bytes:  # fmt: skip
         """Return the file of a picture (path, PIL image, (H, W, 3) or (H, W) uint8 array).
 
@@ -63,12 +67,12 @@ class Codec:
         not larger, ``psnr`` (dB) for the smallest that reaches it. ``max_size`` limits the bytes in any case. ``effort`` 1 … 10
         is experimental: it spends seconds to minutes per megapixel, for each attempt at a target, on a better choice of symbols
         (README has what that saves); ``progress`` is then called with the share done of each.
-        Raises ImageError for what cannot be read or stored, UsageError for values that cannot be or contradict each other,
-        TargetError if no file of the picture meets them.
+        Raises ImageError for what cannot be read or stored, LimitError for more pixels than ``limits`` allow, UsageError for
+        values that cannot be or contradict each other, TargetError if no file of the picture meets them.
         """
         target = Target(quality=quality, bpp=bpp, size=size, psnr=psnr, max_size=max_size)
         begin = time.perf_counter()
-        picture = images.load(image)
+        picture = images.load(image, limits=limits)
         read = time.perf_counter() - begin
         data = self.encode_picture(picture, target, effort=effort, progress=progress)
         self.timings = {"read": read, **self.timings}
@@ -77,22 +81,23 @@ class Codec:
     def encode_picture(
         self, picture: Picture, target: Target, *, effort: int = 0, progress: Callable[[float], None] = lambda _: None
     ) -> bytes:
-        """Return the file of a picture that ``images.load`` gave. Raises UsageError, TargetError or LimitError."""
+        """Return the file of a picture that ``images.load`` gave. Raises UsageError or TargetError."""
         if not isinstance(effort, Integral) or isinstance(effort, bool) or effort not in range(len(STEPS)):
             raise UsageError(f"effort is {effort!r}, expected 0 … {len(STEPS) - 1}")
         if effort and not self.model.refinable:
             raise UsageError(f"{self.model.checkpoint.model} has no effort above 0: leave it away, or choose swift")
         h, w, _ = picture.pixels.shape
-        check_size(w, h, MAX_PIXELS)
-        x = torch.tensor(picture.pixels).permute(2, 0, 1)[None].float() / 255  # (1, 3, H, W)
-        y, z = self.model.analyse(x)
+        bits = tile_bits(w, h)
+        self.model.timings.clear()
+        x = torch.from_numpy(picture.pixels).permute(2, 0, 1)[None]  # (1, 3, H, W) uint8
+        encoder = TileEncoder(self.model, self.engine, x, bits, keep=not target.is_quality)
 
         def attempt(level: int, effort: int) -> Attempt:
-            chosen = self.model.refine(x, y, z, level, STEPS[effort], progress) if effort else y
-            coded = self.model.code(chosen, z, level, self.engine)
-            header = Header(w, h, picture.gray, self.model.checkpoint.model_id, level, coded.crc)
-            data = Container(header, list(zip((Z, Y_TILE), coded.payloads, strict=True))).pack()
-            return Attempt(data, math.nan if target.psnr is None else self._psnr_db(picture, coded.y_hat, level))
+            coded = encoder.code(level, effort, progress, latents=target.psnr is not None)
+            self.clamped = sum(tile.clamped for tile in coded)
+            header = Header(w, h, picture.gray, self.model.checkpoint.model_id, level, symbol_crc=0, tile=bits)
+            data = Container.of_tiles(header, [tile.tile for tile in coded]).pack()
+            return Attempt(data, math.nan if target.psnr is None else self._psnr_db(picture, coded, bits))
 
         top, first = self.max_level, None
         if effort and not target.is_quality:  # the plain search is where the refined one begins
@@ -104,25 +109,40 @@ class Codec:
         self.timings = dict(self.model.timings)
         return found.data
 
-    def decode(self, data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    def decode(
+        self, data: bytes, *, crop: tuple[int, int, int, int] | None = None, scale: int = 1, limits: Limits | None = None
+    ) -> Image.Image:
         """Return the picture of a file, mode RGB or L.
 
-        Raises FormatError for damage, LimitError above ``max_pixels``, CheckpointError if other weights made the file,
-        DesyncError if the decoded symbols do not have the checksum in the file.
+        ``crop`` (left, top, width, height) is the part that is wanted; ``scale`` 2, 4 or 8 gives half, a quarter, an eighth of
+        its size: each pixel the mean of so many squared. Raises FormatError for damage, LimitError above ``limits``,
+        CheckpointError if other weights made the file, DesyncError if decoded symbols do not have the checksum in the file.
         """
-        container = self.unpack(data, max_pixels=max_pixels)
-        header = container.header
-        payloads = [payload for _, payload in container.chunks]
-        x_hat = self.model.decompress(payloads, header.level, header.height, header.width, self.engine, header.symbol_crc)
+        return self.decode_tiles(Container.unpack(data, limits=limits), crop=crop, scale=scale, limits=limits)
+
+    def decode_tiles(
+        self,
+        source: TileSource,
+        *,
+        crop: tuple[int, int, int, int] | None = None,
+        scale: int = 1,
+        limits: Limits | None = None,
+    ) -> Image.Image:
+        """Return what ``decode`` returns, of a file that is already taken apart or open: only the tiles it takes are read."""
+        header = source.header
+        self.check(header)
+        area = check_area(crop, scale, header.width, header.height)
+        (limits or Limits()).check_memory(area, header.tile, header.width, header.height)
+        self.model.timings.clear()
+        decoder = TileDecoder(self.model, header.width, header.height, header.tile)
+        pixels = decoder.decode(tile_latents(self.model, self.engine, source, decoder.tiles), area, scale)
         begin = time.perf_counter()
-        image = images.to_pil(to_pixels(x_hat), gray=header.gray)
+        image = images.to_pil(pixels, gray=header.gray)
         self.timings = {**self.model.timings, "pixels": time.perf_counter() - begin}
         return image
 
-    def unpack(self, data: bytes, *, max_pixels: int = MAX_PIXELS) -> Container:
-        """Return a file of this model, taken apart. Raises what ``decode`` raises before it decodes a symbol."""
-        container = Container.unpack(data, max_pixels=max_pixels)
-        header = container.header
+    def check(self, header: Header) -> None:
+        """Raise CheckpointError if another model made the file with this header, FormatError for a level that it has not."""
         if header.model_id != self.model.checkpoint.model_id:
             raise CheckpointError(
                 f"the file was made with checkpoint {header.model_id.hex()}, loaded is "
@@ -130,17 +150,12 @@ class Codec:
             )
         if header.level > self.max_level:
             raise FormatError(f"level is {header.level}, this model's highest is {self.max_level}: the file is damaged")
-        return container
 
-    def _psnr_db(self, picture: Picture, y_hat: Tensor, level: int) -> float:
+    def _psnr_db(self, picture: Picture, coded: list[CodedTile], bits: int) -> float:
         h, w, _ = picture.pixels.shape
-        image = images.to_pil(to_pixels(self.model.synthesise(y_hat, level, h, w)), gray=picture.gray)
-        return psnr_db(picture.pixels, images.load(image).pixels)
-
-
-def to_pixels(x_hat: Tensor) -> Pixels:
-    """Return x_hat (1, 3, H, W) as (H, W, 3) uint8."""
-    return (x_hat[0] * 255).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).contiguous().cpu().numpy()
+        decoder = TileDecoder(self.model, w, h, bits)
+        pixels = decoder.decode([tile.latents for tile in coded].__getitem__, Rect(0, 0, w, h))
+        return psnr_db(picture.pixels, images.shown(pixels, gray=picture.gray))
 
 
 def cached_codec(model: str, device: str | None = None) -> Codec:
@@ -168,14 +183,19 @@ def encode(image: ImageLike, *, model: str = DEFAULT_MODEL, device: str | None =
     return cached_codec(str(model), device).encode(image, **options)
 
 
-def decode(data: bytes, *, device: str | None = None, model: str | None = None, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def decode(
+    data: bytes, *, device: str | None = None, model: str | None = None, limits: Limits | None = None, **options: Any
+) -> Image.Image:
     """Return the picture of a file, decoded with the installed checkpoint that the file names, or with ``model``.
 
-    See ``Codec.decode`` for errors.
+    ``options`` and errors are those of ``Codec.decode``.
     """
-    header, _ = unpack_header(data, max_pixels=max_pixels)
-    name = str(model) if model is not None else find_by_id(header.model_id)
-    return cached_codec(name, device).decode(data, max_pixels=max_pixels)
+    header, _ = unpack_header(data, limits=limits)
+    return _codec_of(header, device, model).decode(data, limits=limits, **options)
+
+
+def _codec_of(header: Header, device: str | None, model: str | None) -> Codec:
+    return cached_codec(str(model) if model is not None else find_by_id(header.model_id), device)
 
 
 def encode_file(
@@ -204,10 +224,17 @@ def decode_file(
     device: str | None = None,
     model: str | None = None,
     overwrite: bool = False,
-    max_pixels: int = MAX_PIXELS,
+    limits: Limits | None = None,
+    **options: Any,
 ) -> Header:
-    """Decode a file to a picture in the format of the target's extension; return the header."""
+    """Decode a file to a picture in the format of the target's extension; return the header.
+
+    ``options`` are those of ``Codec.decode``; of a file in tiles only those that a crop takes are read.
+    """
     check_target(target, overwrite=overwrite)
-    data = read_bytes(source)
-    images.save(decode(data, device=device, model=model, max_pixels=max_pixels), target, overwrite=overwrite)
-    return unpack_header(data, max_pixels=max_pixels)[0]
+    images.format_of(target)
+    with open_bytes(source) as file:
+        container = open_container(file, limits=limits)
+        image = _codec_of(container.header, device, model).decode_tiles(container, limits=limits, **options)
+    images.save(image, target, overwrite=overwrite)
+    return container.header

@@ -18,10 +18,9 @@ from typing import Any
 
 import click
 
-from bitstream.container import MAX_PIXELS
 from bitstream.errors import CodecError, UsageError
 from codec import __version__, cli_compare, cli_evaluate, cli_inspect, cli_models, cli_training
-from codec.cli_options import DEVICES, PATH, set_threads
+from codec.cli_options import CROP, DEVICES, PATH, SCALE, limit_options, limits_of, set_threads
 
 
 def _print_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
@@ -89,11 +88,13 @@ def main() -> None:
 @click.option("--model", default="swift", show_default=True, help="A name from `codec models`, or a .safetensors path.")
 @click.option("-f", "--force", is_flag=True, help="Overwrite the target.")
 @click.option("--verify", is_flag=True, help="Decode again and print PSNR.")
+@limit_options
 @_compute_options
 @_errors_to_exit
 def encode(
     source: Path, target: Path, quality: float | None, bpp: float | None, size: str | None, psnr: float | None,
-    max_size: str | None, effort: int, model: str, force: bool, verify: bool, device: str, threads: int | None, verbose: bool,
+    max_size: str | None, effort: int, model: str, force: bool, verify: bool, max_pixels: int, max_memory: str, device: str,
+    threads: int | None, verbose: bool,
 ) -> None:  # fmt: skip
     """Compress a picture SOURCE (PNG, JPEG, WebP, TIFF, …) into the file TARGET."""
     begin = time.perf_counter()
@@ -101,6 +102,7 @@ def encode(
     from codec.targets import Target, parse_size
 
     limits = [None if text is None else parse_size(text) for text in (size, max_size)]
+    allowed = limits_of(max_pixels, max_memory)
     goal = Target(quality=quality, bpp=bpp, size=limits[0], psnr=psnr, max_size=limits[1])
     check_target(target, overwrite=force)
     if not os.path.exists(source):
@@ -110,18 +112,25 @@ def encode(
 
     set_threads(threads)
     coder = cached_codec(model, device)
-    picture = images.load(source)
+    picture = images.load(source, limits=allowed)
     with _refinement_bar(effort) as progress:
         data = coder.encode_picture(picture, goal, effort=effort, progress=progress)
     timings = coder.timings
     reached = None
     if verify or not goal.is_quality:
-        reached = _reached(target, data, coder.max_level, picture.pixels, images.load(coder.decode(data)).pixels)
+        reached = _reached(
+            target,
+            data,
+            coder.max_level,
+            picture.pixels,
+            images.load(coder.decode(data, limits=allowed), limits=allowed).pixels,
+        )
     write_atomic(target, data, overwrite=force)
     if reached is not None:
         click.echo(reached)
     if verbose:
         _print_timings(timings, begin)
+        click.echo(f"{coder.clamped} symbols clamped: more than a few mean that the picture is unlike a photograph", err=True)
 
 
 def _reached(target: Path, data: bytes, max_level: int, source: Any, decoded: Any) -> str:
@@ -155,32 +164,37 @@ def _refinement_bar(effort: int) -> Iterator[Callable[[float], None]]:
 @click.argument("target", type=PATH)
 @click.option("--model", help="A checkpoint (.safetensors path) when the one the file names is not installed.")
 @click.option("-f", "--force", is_flag=True, help="Overwrite the target.")
-@click.option("--max-pixels", type=click.IntRange(1), default=MAX_PIXELS, show_default=True, help="Refuse larger pictures.")
+@click.option("--crop", type=CROP, metavar="X,Y,W,H", help="Only W×H pixels from column X, row Y.")
+@click.option("--scale", type=SCALE, default="1", show_default=True, help="1/2, 1/4 or 1/8 of the size: a thumbnail.")
+@limit_options
 @_compute_options
 @_errors_to_exit
 def decode(
-    source: Path, target: Path, model: str | None, force: bool, max_pixels: int, device: str, threads: int | None,
-    verbose: bool,
+    source: Path, target: Path, model: str | None, force: bool, crop: tuple[int, int, int, int] | None, scale: str,
+    max_pixels: int, max_memory: str, device: str, threads: int | None, verbose: bool,
 ) -> None:  # fmt: skip
     """Decompress the file SOURCE into the picture TARGET; its extension chooses the format (.png, .webp, …)."""
     begin = time.perf_counter()
-    from codec.files import check_target, read_bytes
+    from codec.files import check_target, open_bytes
 
     check_target(target, overwrite=force)
-    data = read_bytes(source)
-    from bitstream.container import Container
-    from models.manifest import find_by_id
+    limits = limits_of(max_pixels, max_memory)
+    with open_bytes(source) as file:
+        from bitstream.container import open_container
+        from models.manifest import find_by_id
 
-    header = Container.unpack(data, max_pixels=max_pixels).header  # complain about damage before torch is loaded
-    name = model if model is not None else find_by_id(header.model_id)
-    from codec import images
+        # Complain about damage before torch is loaded. Of a crop or a scaled picture, only what is read is checked.
+        container = open_container(file, limits=limits, whole=crop is None)
+        name = model if model is not None else find_by_id(container.header.model_id)
+        from codec import images
 
-    images.format_of(target)
-    from codec.api import cached_codec
+        images.format_of(target)
+        from codec.api import cached_codec
 
-    set_threads(threads)
-    coder = cached_codec(name, device)
-    images.save(coder.decode(data, max_pixels=max_pixels), target, overwrite=force)
+        set_threads(threads)
+        coder = cached_codec(name, device)
+        image = coder.decode_tiles(container, crop=crop, scale=int(scale.removeprefix("1/")), limits=limits)
+    images.save(image, target, overwrite=force)
     if verbose:
         _print_timings(coder.timings, begin)
 
@@ -199,6 +213,23 @@ def info(source: Path, as_json: bool) -> None:
         return
     for key, value in facts.items():
         click.echo(f"{key:>15}  {'unknown (checkpoint not installed)' if value is None else value}")
+
+
+@main.command()
+@click.argument("source", type=PATH)
+@click.option("--model", help="A checkpoint (.safetensors path) when the one the file names is not installed.")
+@click.option("--threads", type=click.IntRange(1), help="CPU threads (default: all cores).")
+@limit_options
+@_errors_to_exit
+def verify(source: Path, model: str | None, threads: int | None, max_pixels: int, max_memory: str) -> None:
+    """Check a compressed file fully, stage by stage, and say which one fails. Exit 1 if one does."""
+    set_threads(threads)
+    from codec.verification import stages
+
+    for stage in stages(source, model=model, limits=limits_of(max_pixels, max_memory)):
+        click.echo(f"{'ok  ' if stage.passed else 'FAIL'}  {stage.name}: {stage.found}")
+        if not stage.passed:
+            sys.exit(1)
 
 
 @main.command()

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from bitstream.container import MAX_PIXELS
 from bitstream.errors import UsageError
-from codec.cli_options import PATH, set_threads
+from codec.cli_options import PATH, limit_options, limits_of, set_threads
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -32,11 +31,11 @@ TABLE_WIDTH = 112  # narrower, names would be cut
 @click.option("--legend/--no-legend", default=True, show_default=True, help="Without, it has exactly the picture's size.")
 @click.option("-f", "--force", is_flag=True, help="Overwrite the heat-map.")
 @click.option("--model", help="A checkpoint (.safetensors path) when the one the file names is not installed.")
-@click.option("--max-pixels", type=click.IntRange(1), default=MAX_PIXELS, show_default=True, help="Refuse larger pictures.")
+@limit_options
 @click.option("--threads", type=click.IntRange(1), help="CPU threads (default: all cores).")
 def inspect(
     source: Path, as_json: bool, channels: int, heatmap: Path | None, overlay: bool, legend: bool, force: bool,
-    model: str | None, max_pixels: int, threads: int | None,
+    model: str | None, max_pixels: int, max_memory: str, threads: int | None,
 ) -> None:  # fmt: skip
     """Say where the bits of a compressed file went: its parts, places in the picture, latent channels.
 
@@ -52,17 +51,18 @@ def inspect(
 
         check_target(heatmap, overwrite=force)
         format_of(heatmap)
-    data = read_bytes(source)
+    limits = limits_of(max_pixels, max_memory)
+    data = read_bytes(source, limits=limits)
     from bitstream.container import Container
 
-    Container.unpack(data, max_pixels=max_pixels)  # complain about damage before torch is loaded
+    Container.unpack(data, limits=limits)  # complain about damage before torch is loaded
     from codec import images, inspection
     from codec.api import decode
 
     set_threads(threads)
-    found = inspection.inspect(data, model=model, max_pixels=max_pixels)
+    found = inspection.inspect(data, model=model, limits=limits)
     if heatmap is not None:
-        under = decode(data, model=model, device="cpu", max_pixels=max_pixels) if overlay else None
+        under = decode(data, model=model, device="cpu", limits=limits) if overlay else None
         images.save(inspection.heatmap(found, under=under, legend=legend), heatmap, overwrite=force)
     if as_json:
         click.echo(json.dumps({"file": str(source), **found.facts(channels)}, indent=2))

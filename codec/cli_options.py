@@ -1,15 +1,52 @@
-"""What the command modules share: kinds of parameters, and the number of CPU threads."""
+"""What the command modules share: kinds of parameters, limits, and the number of CPU threads."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
+
+from bitstream.limits import Limits
 
 DEVICES = click.Choice(["auto", "cpu", "cuda"])
 FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 PATH = click.Path(path_type=Path)
+SCALE = click.Choice(["1", "1/2", "1/4", "1/8"])
+
+
+class _Crop(click.ParamType):
+    name = "crop"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        """Return the four numbers of "X,Y,W,H"."""
+        if re.fullmatch(r"\d{1,9}(,\d{1,9}){3}", str(value)) is None:
+            self.fail(f"{value!r} is not X,Y,W,H: column, row, width and height in pixels, for example 0,0,512,512", param, ctx)
+        return tuple(map(int, value.split(",")))
+
+
+CROP = _Crop()
+
+
+def limit_options(function: Callable[..., None]) -> Callable[..., None]:
+    """Add --max-pixels and --max-memory: what ``limits_of`` takes."""
+    for option in (
+        click.option("--max-memory", metavar="MB|GB", default="4GiB", show_default=True, help="Refuse what may take more."),
+        click.option("--max-pixels", type=click.IntRange(1), default=Limits.max_pixels, show_default=True,
+                     help="Refuse larger pictures."),
+    ):  # fmt: skip
+        function = option(function)
+    return function
+
+
+def limits_of(max_pixels: int, max_memory: str) -> Limits:
+    """Return the limits that options give. Raises UsageError."""
+    from codec.targets import parse_size
+
+    return Limits(max_pixels=max_pixels, max_memory=parse_size(max_memory))
 
 
 def set_threads(threads: int | None) -> None:

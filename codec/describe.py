@@ -5,7 +5,8 @@ from __future__ import annotations
 from os import PathLike
 from typing import Any
 
-from bitstream.container import MAX_SIDE, Y_TILE, Container, Header, Z
+from bitstream.container import Y_TILE, Container, Header, Z
+from bitstream.limits import NO_LIMITS
 from codec.files import read_bytes
 from codec.metrics import bpp
 from models.manifest import manifest, name_of
@@ -16,22 +17,25 @@ _CHUNK_NAMES = {Z: "z_bytes", Y_TILE: "y_bytes"}
 def info(data_or_path: bytes | str | PathLike[str]) -> Header:
     """Return the checked header of a file, from its bytes or path, of any size: nothing is decoded. Raises FormatError."""
     data = data_or_path if isinstance(data_or_path, bytes) else read_bytes(data_or_path)
-    return Container.unpack(data, max_pixels=2 * MAX_SIDE**2).header
+    return Container.unpack(data, limits=NO_LIMITS).header
 
 
 def describe(path: str | PathLike[str]) -> dict[str, Any]:
     """Return the facts that ``codec info`` prints; sizes in bytes and pixels. Raises FormatError for damage."""
     data = read_bytes(path)
-    container = Container.unpack(data, max_pixels=2 * MAX_SIDE**2)
+    container = Container.unpack(data, limits=NO_LIMITS)
     header = container.header
     name = name_of(header.model_id)
-    chunks = {_CHUNK_NAMES[kind]: len(payload) for kind, payload in container.chunks}
+    chunks = dict.fromkeys(_CHUNK_NAMES.values(), 0)
+    for kind, payload in container.chunks:
+        chunks[_CHUNK_NAMES[kind]] += len(payload)
     return {
         "file": str(path),
         "format_version": header.version,
         "width": header.width,
         "height": header.height,
         "gray": header.gray,
+        "tiles": header.n_tiles,
         "model": name,
         "model_id": header.model_id.hex(),
         "quality": None if name is None else round(100 * header.level / (manifest()[name]["max_level"] or 1), 2),

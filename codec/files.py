@@ -6,8 +6,10 @@ import os
 import tempfile
 from os import PathLike
 from pathlib import Path
+from typing import BinaryIO
 
 from bitstream.errors import UsageError
+from bitstream.limits import Limits
 
 
 def write_atomic(path: str | PathLike[str], data: bytes, *, overwrite: bool = False) -> None:
@@ -54,9 +56,20 @@ def _umask() -> int:
     return mask
 
 
-def read_bytes(path: str | PathLike[str]) -> bytes:
-    """Return the bytes of a file. Raises UsageError if it cannot be read."""
+def open_bytes(path: str | PathLike[str]) -> BinaryIO:
+    """Open a file for reading. Raises UsageError if it cannot be, or if it is no regular file."""
     try:
+        if Path(path).exists() and not Path(path).is_file():
+            raise UsageError(f"{path}: cannot be read (it is a folder, device or pipe): give the name of a file")
+        return Path(path).open("rb")
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def read_bytes(path: str | PathLike[str], *, limits: Limits | None = None) -> bytes:
+    """Return the bytes of a file. Raises UsageError if it cannot be read, LimitError if it is larger than ``limits`` allow."""
+    try:
+        (limits or Limits()).check_bytes(Path(path).stat().st_size)
         return Path(path).read_bytes()
     except OSError as error:
         raise UsageError(f"{path}: cannot be read ({error.strerror})") from error

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import re
 import struct
+import threading
 import warnings
 from dataclasses import dataclass
 from os import PathLike
@@ -17,9 +18,10 @@ from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from bitstream.errors import ImageError
+from bitstream.limits import Limits
 from codec.files import write_atomic
 
 Pixels: TypeAlias = NDArray[np.uint8]
@@ -37,6 +39,8 @@ _SAVE_OPTIONS: dict[str, dict[str, Any]] = {
 }
 _LOSSLESS = {"PNG", "WEBP", "TIFF", "BMP", "DIB", "PPM", "TGA", "PCX", "SGI", "JPEG2000", "QOI"}
 _RESIZING = {"ICO", "ICNS"}  # icons: Pillow shrinks the picture
+_ROWS = 1024  # of a picture, converted at once
+_PILLOW = threading.Lock()  # its limit is one for all threads
 _DIRECT = {"RGB": "RGB", "L": "L", "1": "L", "P": "RGB", "YCbCr": "RGB"}
 
 
@@ -48,25 +52,38 @@ class Picture:
     gray: bool
 
 
-def load(source: ImageLike) -> Picture:
-    """Read a path, a PIL image, or an (H, W, 3) or (H, W) uint8 array. Raises ImageError."""
+def load(source: ImageLike, *, limits: Limits | None = None) -> Picture:
+    """Read a path, a PIL image, or an (H, W, 3) or (H, W) uint8 array. Raises ImageError, or LimitError above ``limits``."""
+    limits = limits or Limits()
     if isinstance(source, np.ndarray):
-        return _from_array(source)
+        picture = _from_array(source)
+        limits.check_size(picture.pixels.shape[1], picture.pixels.shape[0])
+        return picture
     name = "image" if isinstance(source, Image.Image) else str(Path(source))
     try:
         if isinstance(source, Image.Image):
+            limits.check_size(*source.size)
             return _from_pil(source, name)
-        with Image.open(Path(source)) as image:
+        with _open(Path(source)) as image:
+            limits.check_size(*image.size)  # before the pixels are read
             if image.format in ("JPEG2000", "AVIF") and is_deep_header(_head(Path(source))):
                 raise ImageError(f"{name}: {_TOO_DEEP}")
             return _from_pil(image, name)
     except UnidentifiedImageError as error:
         raise ImageError(f"{name}: not a picture that Pillow can read: give a PNG, JPEG, WebP, TIFF or BMP file") from error
-    except Image.DecompressionBombError as error:
-        raise ImageError(f"{name}: {error}: if you trust it, raise PIL.Image.MAX_IMAGE_PIXELS") from error
     except (OSError, SyntaxError, ValueError, RuntimeError) as error:  # what Pillow's plugins raise for damage
         reason = getattr(error, "strerror", None) or str(error)
         raise ImageError(f"{name}: cannot be read ({reason})") from error
+
+
+def _open(path: Path) -> Image.Image:
+    """Open a picture of any size: ours is the limit that counts, and Pillow's has no option."""
+    with _PILLOW:
+        before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            return Image.open(path)
+        finally:
+            Image.MAX_IMAGE_PIXELS = before
 
 
 def _from_array(array: NDArray[np.generic]) -> Picture:
@@ -83,13 +100,17 @@ def _from_pil(image: Image.Image, name: str) -> Picture:
     left = [label for key, label in _METADATA.items() if image.info.get(key)]
     if image.format == "MPO" and getattr(image, "n_frames", 1) > 1:
         left.append("further pictures of a multi-picture file")
-    upright = ImageOps.exif_transpose(image)
+    turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
+    upright = ImageOps.exif_transpose(image) if turned else image
     if left:
         warnings.warn(f"{name}: {', '.join(left)} not stored (orientation is applied)", UserWarning, stacklevel=4)
     mode = _DIRECT[upright.mode]
-    pixels = np.array(upright.convert(mode).convert("RGB"))
+    pixels = np.empty((upright.height, upright.width, 3), np.uint8)
     if 0 in pixels.shape:
         raise ImageError(f"{name}: the picture is {image.width}×{image.height}, expected at least 1×1")
+    for top in range(0, upright.height, _ROWS):  # Pillow needs several copies of what it converts
+        part = upright.crop((0, top, upright.width, min(top + _ROWS, upright.height)))
+        pixels[top : top + _ROWS] = np.asarray(part.convert(mode).convert("RGB"))
     return Picture(pixels, mode == "L")
 
 
@@ -139,9 +160,14 @@ def _is_deep(image: Image.Image) -> bool:
 def to_pil(pixels: Pixels, *, gray: bool) -> Image.Image:
     """Return a PIL image, mode L if gray (rounded mean of the channels), else RGB."""
     if gray:
-        mean = (pixels.astype(np.uint16).sum(axis=2) + 1) // 3
+        mean = (pixels.sum(axis=2, dtype=np.uint16) + 1) // 3
         return Image.fromarray(mean.astype(np.uint8))
     return Image.fromarray(pixels)
+
+
+def shown(pixels: Pixels, *, gray: bool) -> Pixels:
+    """Return the pixels (H, W, 3) of what ``to_pil`` returns."""
+    return np.repeat(np.asarray(to_pil(pixels, gray=True))[:, :, None], 3, axis=2) if gray else pixels
 
 
 def format_of(path: str | PathLike[str]) -> str:

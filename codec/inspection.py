@@ -16,7 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from bitstream.container import ALPHA, EXIF, ICC, MAX_PIXELS, MAX_SIDE, XMP, Y_TILE, Container, Header, Z, unpack_header
+from bitstream.container import ALPHA, EXIF, ICC, INDEX, XMP, Y_TILE, Container, Header, Tile, Z, unpack_header
+from bitstream.grid import Rect, cut, tile_side
+from bitstream.limits import NO_LIMITS, Limits
 from bitstream.mixture import Mixtures
 from bitstream.recording import RecordingReader, StreamCost, StreamGroup
 from bitstream.segments import Distributions, TableRows
@@ -37,7 +39,7 @@ PASSES: dict[Order, tuple[str, ...]] = {  # the segments of wavefronts are one p
     "crossed": ("y first half", "y second half"),
     "wavefronts": ("y",),
 }
-_CHUNK_NAMES = {ALPHA: "ALPHA", ICC: "ICC", EXIF: "EXIF", XMP: "XMP"}
+_CHUNK_NAMES = {ALPHA: "ALPHA", INDEX: "INDEX", ICC: "ICC", EXIF: "EXIF", XMP: "XMP"}
 # Nine colours of "inferno" (van der Walt and Smith, matplotlib), perceptually uniform and dark where there are few bits.
 _INFERNO = ("000004", "210c4a", "56106e", "89226a", "bb3754", "e35932", "f98c0a", "f9c932", "fcffa4")
 
@@ -129,20 +131,62 @@ def _rounded(facts: dict[str, Any]) -> dict[str, Any]:
 
 
 def inspect(
-    data_or_path: bytes | str | PathLike[str], *, model: str | PathLike[str] | None = None, max_pixels: int = MAX_PIXELS
+    data_or_path: bytes | str | PathLike[str], *, model: str | PathLike[str] | None = None, limits: Limits | None = None
 ) -> Inspection:
     """Return where the bits of a file are, decoded with the installed checkpoint that it names, or with ``model``.
 
     Raises what ``codec.decode`` raises.
     """
     data = data_or_path if isinstance(data_or_path, bytes) else read_bytes(data_or_path)
-    name = str(model) if model is not None else find_by_id(unpack_header(data, max_pixels=max_pixels)[0].model_id)
+    name = str(model) if model is not None else find_by_id(unpack_header(data, limits=limits)[0].model_id)
     codec = cached_codec(name, "cpu")
-    container = codec.unpack(data, max_pixels=max_pixels)
+    container = Container.unpack(data, limits=limits)
     header = container.header
+    codec.check(header)
+    w, h = header.width, header.height
+    tiles = cut(Rect(0, 0, w, h), tile_side(header.tile, w, h))
+    position_bits = np.zeros(_sides_of_y(h, w))
+    parts: dict[str, Part] = {}
+    channel_bits, channel_zeros = (np.zeros(codec.model.config.M) for _ in range(2))
+    for number, rect in enumerate(tiles):
+        found = _inspect_tile(codec, container.tile(number), rect, header.level)
+        for part in found.parts:
+            before = parts.get(part.name, Part(part.name, 0))
+            parts[part.name] = Part(part.name, before.n_bytes + part.n_bytes, before.cost + part.cost)
+        rows, columns = found.position_bits.shape
+        top, left = rect.top // STRIDE_Y, rect.left // STRIDE_Y
+        position_bits[top : top + rows, left : left + columns] = found.position_bits
+        channel_bits, channel_zeros = channel_bits + found.channel_bits, channel_zeros + found.channel_zeros
+    head, *frames = _frame_parts(data)
+    quality = 100 * header.level / (codec.max_level or 1)
+    all_parts = (head, *parts.values(), *frames)
+    zeros = channel_zeros / position_bits.size
+    return Inspection(header, codec.model.checkpoint.name, quality, all_parts, position_bits, channel_bits, zeros)
+
+
+@dataclass(frozen=True)
+class _TileBits:
+    """The parts of one tile; ideal bits by position (h, w) and by channel (M,) of y; how many zeros each channel has (M,)."""
+
+    parts: list[Part]
+    position_bits: FloatArray
+    channel_bits: FloatArray
+    channel_zeros: FloatArray
+
+
+def _sides_of_y(height: int, width: int) -> tuple[int, int]:
+    h, w = (-(-side // STRIDE_Z) * (STRIDE_Z // STRIDE_Y) for side in (height, width))
+    return h, w
+
+
+def _inspect_tile(codec: Codec, tile: Tile, rect: Rect, level: int) -> _TileBits:
+    """Decode the symbols of a tile and count their bits. Raises FormatError, SymbolError or DesyncError."""
     entropy = codec.model.entropy
-    h, w = (-(-side // STRIDE_Z) * (STRIDE_Z // STRIDE_Y) for side in (header.height, header.width))  # of y
-    groups = _read_groups(codec, container, h, w)
+    h, w = _sides_of_y(rect.height, rect.width)
+    reader = RecordingReader(codec.engine, tile.payloads)
+    entropy.code_latents(reader, level, h, w, None)
+    check_symbols(reader.crc, tile.symbol_crc)
+    groups = reader.groups
     parts, position_bits = [], np.zeros((h, w))
     if entropy.layout.hyper:
         (cost,), (bits,) = groups.pop(0).measure()
@@ -155,18 +199,7 @@ def inspect(
     elements = _Elements(entropy.layout.order, h, w, entropy.log2_gain.shape[1])
     of_y, channel_bits = elements.sums([bits for steps in bits_of_steps for bits in steps])
     _, zeros = elements.sums([part == 0 for part in symbols])
-    head, *frames = _frame_parts(data)
-    quality = 100 * header.level / (codec.max_level or 1)
-    name, parts = codec.model.checkpoint.name, [head, *parts, *frames]
-    return Inspection(header, name, quality, tuple(parts), position_bits + of_y, channel_bits, zeros / (h * w))
-
-
-def _read_groups(codec: Codec, container: Container, h: int, w: int) -> list[StreamGroup]:
-    """Decode the symbols of a y of h × w; return what was read. Raises FormatError, SymbolError or DesyncError."""
-    reader = RecordingReader(codec.engine, [payload for _, payload in container.chunks])
-    codec.model.entropy.code_latents(reader, container.header.level, h, w, None)
-    check_symbols(reader.crc, container.header.symbol_crc)
-    return reader.groups
+    return _TileBits(parts, position_bits + of_y, channel_bits, zeros)
 
 
 def _y_parts(groups: list[StreamGroup], costs: Sequence[list[StreamCost]], order: Order, *, by_channel: bool) -> list[Part]:
@@ -218,7 +251,7 @@ class _Elements:
 def _frame_parts(data: bytes) -> list[Part]:
     """Return the parts of a file, already checked, that are not streams: header, chunk frames, other chunks, checksum."""
     view = memoryview(data)
-    _, start = unpack_header(view, max_pixels=2 * MAX_SIDE**2)
+    _, start = unpack_header(view, limits=NO_LIMITS)
     offset, end, frames, others = start, len(view) - 4, 0, []
     while offset < end:
         kind = view[offset]

@@ -21,8 +21,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from bitstream.engines import default_engine
 from bitstream.errors import UsageError
 from bitstream.tables import gaussian_master
-from codec.api import to_pixels
 from codec.metrics import bpp, ms_ssim_db, psnr_db
+from codec.tiles import to_pixels
 from models.checkpoint import load_checkpoint, save_checkpoint
 from models.entropy import IntegerEntropy
 from models.integer import EXACT
@@ -34,6 +34,7 @@ from models.normalise import choose_constants
 from models.quantise import calibrate, quantise
 from models.runtime import LoadedModel, tables_crc, transforms
 from models.symbol_tables import symbol_rows
+from models.thumbnail import fit_thumbnail
 
 HEAD = """# Released checkpoints, written by `codec export` and `codec import`.
 # rd: bits of real streams, on the pictures that measured_on says (every 64th of the training data, if it does not).
@@ -64,6 +65,7 @@ def release(
         choose_constants(network, batches)
         rows = symbol_rows(network, batches) if counted_rows else {}
         tensors = quantise(network, calibrate(network, batches)) | rows | transforms(network, dtype)
+        tensors |= fit_thumbnail(network, batches)
         config, crc = dataclasses.asdict(network.cfg), tables_crc(network.layout())
         sha256 = save_checkpoint(partial, model=model, config=config, tensors=tensors, constants_crc=crc)
         loaded = LoadedModel(load_checkpoint(partial), torch.device("cpu"), encode_dtype=torch.float32)

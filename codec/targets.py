@@ -23,7 +23,7 @@ DB_PER_LEVEL = 1.9
 SECANTS = 6  # attempts after which the search bisects
 LARGEST = 1e15  # of any target: what is more is a mistake
 FAR = 100.0  # octaves or dB from the target: more is as far (a PSNR may be infinite)
-UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "KIB": 2**10, "MIB": 2**20}
+UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "KIB": 2**10, "MIB": 2**20, "GB": 10**9, "GIB": 2**30}
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def parse_size(text: str) -> int:
     """Return the bytes of "40000", "40KB" (1000), "40KiB" (1024) or "1.5MB". Raises UsageError."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
     if match is None or match[2].upper() not in UNITS:
-        raise UsageError(f"size is {text!r}, expected bytes, or a number with KB, MB, KiB or MiB: for example 40KB")
+        raise UsageError(f"size is {text!r}, expected bytes, or a number with KB, MB, GB, KiB, MiB or GiB: for example 40KB")
     size = float(match[1]) * UNITS[match[2].upper()]
     if size >= LARGEST:
         raise UsageError(f"size is {text!r}, expected less than {LARGEST:.0e} bytes")

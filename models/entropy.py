@@ -31,7 +31,7 @@ from bitstream.tables import (
     scale_index,
 )
 from models.integer import SIGNED_MAX, Arithmetic, IntegerLayer, Plane, exact_arithmetic, pixel_shuffle, rshift
-from models.latents import Z_MAX, GainTable, Latents
+from models.latents import Z_MAX, GainTable, Latents, count_beyond
 from models.layout import TAPS_3X3, EntropyLayout
 from models.rounding import FIXED_BITS, RDO_STRENGTH, choose_symbols
 from models.schedule import ALL, EVEN, ODD, Cell, Step, segments
@@ -149,7 +149,8 @@ class IntegerEntropy(GainTable):
         assert z is not None
         log2 = (self.gains_z(level).double() / LOG2_UNITS).exp2().float()
         symbols = z[0].cpu().float().permute(1, 2, 0).reshape(-1, z.shape[1]) * log2 - self.z_offset / 256
-        return Latents(self.fix_y(y, level), symbols.nan_to_num_(0.0).clamp_(-Z_MAX, Z_MAX).round_().long())
+        symbols = symbols.nan_to_num_(0.0).round_()
+        return Latents(self.fix_y(y, level), symbols.clamp(-Z_MAX, Z_MAX).long(), count_beyond(symbols, Z_MAX))
 
     @torch.inference_mode()
     def code_latents(self, coder: SymbolCoder, level: int, h: int, w: int, latents: Latents | None) -> Tensor:

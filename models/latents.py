@@ -17,10 +17,20 @@ LEVEL_UNITS = 256
 
 @dataclass(frozen=True)
 class Latents:
-    """What the encoder's float networks give: y·gain in 1/256 (h·w, M) int64, z symbols (h/4·w/4, N) int64 if there is a z."""
+    """What the encoder's float networks give: y·gain in 1/256 (h·w, M) int64, z symbols (h/4·w/4, N) int64 if there is a z.
+
+    ``clamped`` is the number of z symbols that were too large.
+    """
 
     y: Tensor
     z: Tensor | None = None
+    clamped: int = 0
+
+
+def count_beyond(values: Tensor, limit: float) -> int:
+    """Return how many values are beyond ±limit."""
+    low, high = values.aminmax() if values.numel() else (values.new_zeros(()), values.new_zeros(()))
+    return int((values.abs() > limit).sum()) if max(-low, high) > limit else 0
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Small layers that CompressAI does not have: the lapped filter, float32 islands, mixed precision.
+"""Small layers that CompressAI does not have: the lapped filter, float32 islands, what is faster in inference.
 
 Everything else that the models are made of comes from ``compressai.layers`` and ``compressai.models``.
 """
@@ -156,29 +156,6 @@ def for_inference(layer: nn.Module) -> nn.Module:
     if isinstance(layer, nn.ConvTranspose2d) and layer.out_channels < FEW_CHANNELS and layer.kernel_size == (5, 5):
         return SubpixelDeconv(layer)
     return layer
-
-
-class MixedPrecision:
-    """A sequence of layers made ready for inference: ``dtype`` inside, the ``Float32`` islands left as they are.
-
-    Takes and returns float32; runs in channels_last on ``device``.
-    """
-
-    def __init__(self, layers: nn.Sequential, device: torch.device, dtype: torch.dtype) -> None:
-        if device.type == "cpu":
-            layers = nn.Sequential(*(for_inference(layer) for layer in layers))
-        self.layers = layers.to(device).to(memory_format=torch.channels_last).eval().requires_grad_(False)
-        for layer in self.layers:
-            if not isinstance(layer, Float32):
-                layer.to(dtype)
-        self.dtype = dtype
-
-    def __call__(self, x: Tensor) -> Tensor:
-        x = x.contiguous(memory_format=torch.channels_last)
-        with torch.autocast(x.device.type, enabled=False):  # a caller's autocast must not change the pixels
-            for layer in self.layers:
-                x = layer(x if isinstance(layer, Float32) else x.to(self.dtype))
-        return x.float()
 
 
 def level_table(layer: nn.Module) -> Tensor | None:

@@ -57,15 +57,18 @@ class Refiner:
 
     @torch.inference_mode(False)  # a caller's would leave nothing to differentiate
     def refine(
-        self, x: Tensor, y: Tensor, z: Tensor, level: int, steps: int, progress: Callable[[float], None] = lambda _: None
-    ) -> Tensor:
+        self, x: Tensor, y: Tensor, z: Tensor, level: int, steps: int, progress: Callable[[float], None] = lambda _: None,
+        *, around: Tensor | None = None, place: tuple[int, int] = (0, 0),
+    ) -> Tensor:  # fmt: skip
         """Return y (1, M, h, w) refined for a level in 1/256, or as it is if nothing better was found.
 
-        x is (1, 3, H, W) in [0, 1], y and z (1, N, h/4, w/4) are what ``LoadedModel.analyse`` gave. On one machine with one
-        number of threads the same picture gives the same result.
+        x is (1, 3, H, W) in [0, 1] or uint8, y and z (1, N, h/4, w/4) are what ``LoadedModel.analyse`` gave. ``around`` is
+        the y of all of x if y is only a tile of it, from row and column ``place`` on. On one machine with one number of
+        threads the same picture gives the same result.
         """
         x, y = x.to(self.device).clone(), y.clone()  # inference tensors cannot be part of a graph
-        cost = self._cost(x, z.clone(), level)
+        x = x.float() / 255 if x.dtype == torch.uint8 else x
+        cost = self._cost(x, z.clone(), level, (y if around is None else around).clone(), place)
         gain, _ = self.network.gains(torch.tensor([level / 256], device=self.device))
         generator = torch.Generator(device=self.device).manual_seed(0)
         v = (y * gain).requires_grad_(True)
@@ -83,20 +86,25 @@ class Refiner:
             better = bool(cost(v, self.network.symbols) < cost(y * gain, self.network.symbols))
         return v.detach() / gain if better else y
 
-    def _cost(self, x: Tensor, z: Tensor, level: int) -> Callable[[Tensor, Symbols], Tensor]:
+    def _cost(
+        self, x: Tensor, z: Tensor, level: int, around: Tensor, place: tuple[int, int]
+    ) -> Callable[[Tensor, Symbols], Tensor]:
         """Return the function from y·gain (1, M, h, w), and a way to round it, to bits + slope·255²·pixels·distortion."""
         net, (h, w) = self.network, x.shape[-2:]
         position = torch.tensor([level / 256], device=self.device)
         weight = SLOPE * float(net.cfg.lmbda(position)) * 255**2 * h * w
         tune = net.cfg.tune if min(h, w) > MS_SSIM_SIDE else "psnr"  # about as large at the same λ
         gain, gain_z = net.gains(position)
+        surround, (top, left) = (around * gain).round(), place
         with torch.no_grad(), self._precision():
             features = net.h_s(net.z_hat(z * gain_z) / gain_z)
 
         def cost(v: Tensor, symbols: Symbols) -> Tensor:
             with self._precision():
                 y_hat, arguments = net.predict(v, features, gain * net.std, position, symbols)
-                x_hat = net.g_s(y_hat / gain).float()[..., :h, :w]
+                seen = surround.clone()
+                seen[..., top : top + v.shape[-2], left : left + v.shape[-1]] = y_hat
+                x_hat = net.g_s(seen / gain).float()[..., :h, :w]
             with torch.autocast(self.device.type, enabled=False):
                 rate = row_bits(self.bits, y_hat - arguments.get("means", 0.0), arguments["scales"]).sum()
                 return weight * distortion(x_hat, x, tune).sum() + rate

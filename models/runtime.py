@@ -2,10 +2,13 @@
 
 compress    x (1, 3, H, W) in [0, 1] → chunk payloads, symbol CRC
 decompress  chunk payloads → x_hat (1, 3, H, W) in [0, 1], symbol CRC
+
+Of a picture in tiles, each tile is coded for itself, but g_a and g_s see what is around it: no seams.
 """
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,18 +21,24 @@ from torch import Tensor
 from bitstream.coder import StreamReader, StreamWriter
 from bitstream.engines import Engine
 from bitstream.errors import CheckpointError, DesyncError, UsageError
+from bitstream.grid import Rect
 from bitstream.mixture import mixture_crc
 from bitstream.tables import constants_crc
 from models.checkpoint import Checkpoint, load_checkpoint
 from models.entropy import IntegerEntropy
-from models.layers import MixedPrecision
+from models.inference import MixedPrecision
+from models.latents import count_beyond
 from models.layout import EntropyLayout
 from models.network import Network, RateConfig
 from models.quantise import PREFIX, load_entropy
 from models.refine import Refiner
 from models.registry import build
+from models.rounding import FIXED_BITS
+from models.thumbnail import Thumbnail
+from models.windows import Span
 
 FLOAT_PARTS = ("g_a.", "g_s.", "h_a.")  # what runs in floating point, and lies in a checkpoint as float16
+CLAMPED = 2 << FIXED_BITS  # rounding, and the dead zone, are never further away: the symbol must have been clamped
 STRIDE_Y, STRIDE_Z = 16, 64  # pixels that one position of y and of z stands for
 
 
@@ -83,10 +92,11 @@ class Coded:
     payloads: list[bytes]
     crc: int
     y_hat: Tensor
+    clamped: int = 0  # symbols that were too large for the format: the picture is less true there
 
 
 class LoadedModel:
-    """One checkpoint on one device. ``timings`` adds up the seconds of each stage since the last ``analyse`` or ``decompress``.
+    """One checkpoint on one device. ``timings`` adds up the seconds of each stage; they are the caller's to clear.
 
     ``dtype`` is that of g_s. g_a and h_a run in bf16 on CPUs that are fast at it, as they did in training (imported float32
     weights excepted): the choice of arithmetic at the encoder changes a file by a little, and
@@ -126,8 +136,10 @@ class LoadedModel:
         self._hyper_input = network.hyper_input
         self.g_s = MixedPrecision(network.g_s, device, dtype)
         self.log2_std = (self.entropy.log2_std.double() / 256).float().to(device)
+        self.thumbnail = Thumbnail.of(checkpoint.tensors, network.cfg.M)  # of pictures at 1/8, if the checkpoint has it
         self.refinable = network.refinable
         self._refiner: Refiner | None = None
+        self._lock = threading.Lock()  # several tiles are coded at once
         self.timings: dict[str, float] = {}
 
     @classmethod
@@ -136,32 +148,62 @@ class LoadedModel:
         return cls(load_checkpoint(name_or_path), device)
 
     @torch.inference_mode()
-    def analyse(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return y (1, M, h', w') and z, if the model has one, of x (1, 3, H, W) in [0, 1]: the same for every level."""
-        self.timings = {}
-        begin = time.perf_counter()
-        h, w = x.shape[-2:]
-        padded = F.pad(x.to(self.device), (0, -w % STRIDE_Z, 0, -h % STRIDE_Z), mode="replicate")
-        y = self.g_a(padded)
-        begin = self._time("g_a", begin)
+    def analyse(self, x: Tensor, tile: Rect | None = None) -> tuple[Tensor, Tensor | None]:
+        """Return y (1, M, h', w') and z, if the model has one, of a tile (default: all) of x: the same for every level.
+
+        x is (1, 3, H, W) in [0, 1], or uint8.
+        """
+        y = self.analyse_around(x, tile or Rect(0, 0, x.shape[-1], x.shape[-2]), 0)
         if self.h_a is None:
             return y, None
+        begin = time.perf_counter()
         z = self.h_a(self._hyper_input(y / self.log2_std.exp2()[:, None, None]))
         self._time("h_a", begin)
         return y, z
 
+    @torch.inference_mode()
+    def analyse_around(self, x: Tensor, tile: Rect, positions: int) -> Tensor:
+        """Return y of a tile of x and of so many positions around it, as far as the picture goes, its sides padded."""
+        begin = time.perf_counter()
+        spans = []
+        for start, stop, size in ((tile.top, tile.bottom, x.shape[-2]), (tile.left, tile.right, x.shape[-1])):
+            padded = _padded(size)
+            wanted = Span.around(start, min(_padded(stop), padded), padded, STRIDE_Y * positions)
+            spans.append(Span.around(wanted.low, wanted.high, padded, self.g_a.margin))
+        rows, columns = spans
+        window = x[..., rows.low : rows.high, columns.low : columns.high].to(self.device)
+        if window.dtype == torch.uint8:
+            window = window.float() / 255
+        padding = (0, columns.high - columns.low - window.shape[-1], 0, rows.high - rows.low - window.shape[-2])
+        y = self.g_a(F.pad(window, padding, mode="replicate"), rows, columns)
+        self._time("g_a", begin)
+        return y
+
     @torch.inference_mode(False)
     def refine(
-        self, x: Tensor, y: Tensor, z: Tensor | None, level: int, steps: int, progress: Callable[[float], None]
-    ) -> Tensor:
-        """Return y refined for x at a level in 1/256 (``models.refine``), for ``refinable`` models."""
+        self, x: Tensor, y: Tensor, z: Tensor | None, level: int, steps: int, progress: Callable[[float], None],
+        tile: Rect | None = None,
+    ) -> Tensor:  # fmt: skip
+        """Return y of a tile (default: all) of x refined at a level in 1/256 (``models.refine``), for ``refinable`` models.
+
+        What is around the tile is seen as plain coding would leave it.
+        """
         begin = time.perf_counter()
-        if self._refiner is None:
-            assert isinstance(self.entropy, IntegerEntropy)
-            network = load_network(self.checkpoint)
-            self._refiner = Refiner(self.checkpoint, network, self.entropy.y_table, self.device, autocast=self._fast)
+        with self._lock:
+            if self._refiner is None:
+                assert isinstance(self.entropy, IntegerEntropy)
+                network = load_network(self.checkpoint)
+                self._refiner = Refiner(self.checkpoint, network, self.entropy.y_table, self.device, autocast=self._fast)
         assert z is not None
-        refined = self._refiner.refine(x, y, z, level, steps, progress)
+        tile, margin = tile or Rect(0, 0, x.shape[-1], x.shape[-2]), self.g_s.margin
+        around = self.analyse_around(x, tile, margin)
+        left, top = (min(start // STRIDE_Y, margin) for start in (tile.left, tile.top))
+        window = x[
+            ...,
+            tile.top - STRIDE_Y * top : tile.top + STRIDE_Y * (around.shape[-2] - top),
+            tile.left - STRIDE_Y * left : tile.left + STRIDE_Y * (around.shape[-1] - left),
+        ]
+        refined = self._refiner.refine(window, y, z, level, steps, progress, around=around, place=(top, left))
         self._time("refine", begin)
         return refined
 
@@ -170,43 +212,52 @@ class LoadedModel:
         begin = time.perf_counter()
         writer = StreamWriter(engine)
         h, w = y.shape[-2:]
-        y_hat = self.entropy.code_latents(writer, level, h, w, self.entropy.fix_latents(y, z, level))
+        latents = self.entropy.fix_latents(y, z, level)
+        y_hat = self.entropy.code_latents(writer, level, h, w, latents)
+        clamped = latents.clamped + count_beyond((latents.y - y_hat.reshape(latents.y.shape)), CLAMPED)
         self._time("entropy", begin)
-        return Coded(writer.payloads, writer.crc, y_hat)
+        return Coded(writer.payloads, writer.crc, y_hat, clamped)
 
     def compress(self, x: Tensor, level: int, engine: Engine) -> tuple[list[bytes], int]:
         """Code x (1, 3, H, W) in [0, 1] at a level in 1/256; return the payloads of Z and Y_TILE and the symbol CRC."""
         coded = self.code(*self.analyse(x), level, engine)
         return coded.payloads, coded.crc
 
+    def latents(self, y_hat: Tensor, level: int) -> Tensor:
+        """Return what g_s takes, float y_hat / gain (1, M, h', w'), of integer y_hat (h', w', M) in 1/256."""
+        return self.entropy.float_latents(y_hat, level)
+
     @torch.inference_mode()
-    def synthesise(self, y_hat: Tensor, level: int, h: int, w: int) -> Tensor:
-        """Return x_hat (1, 3, h, w), not clamped, of integer y_hat (h', w', M) in 1/256."""
+    def synthesise(self, latents: Tensor, rows: Span | None = None, columns: Span | None = None) -> Tensor:
+        """Return x_hat (1, 3, H, W), not clamped, of the wanted part of latents, or of all; sides are 16 times those of y."""
         begin = time.perf_counter()
-        x_hat = self.g_s(self.entropy.float_latents(y_hat, level).to(self.device))[..., :h, :w]
+        x_hat = self.g_s(latents.to(self.device), rows, columns)
         self._time("g_s", begin)
         return x_hat
 
-    @torch.inference_mode()
     def decompress(self, payloads: list[bytes], level: int, h: int, w: int, engine: Engine, symbol_crc: int) -> Tensor:
-        """Decode a picture of h × w pixels; return x_hat (1, 3, h, w), not clamped.
+        """Decode a picture of h × w pixels in one tile; return x_hat (1, 3, h, w), not clamped.
 
         Raises DesyncError, before any synthesis, if the decoded symbols do not have this CRC.
         """
-        self.timings = {}
-        begin = time.perf_counter()
         y_hat, crc = self.decode_latents(payloads, level, h, w, engine)
         check_symbols(crc, symbol_crc)
-        self._time("entropy", begin)
-        return self.synthesise(y_hat, level, h, w)
+        return self.synthesise(self.latents(y_hat, level))[..., :h, :w]
 
+    @torch.inference_mode()
     def decode_latents(self, payloads: list[bytes], level: int, h: int, w: int, engine: Engine) -> tuple[Tensor, int]:
-        """Decode only the symbols of an h × w picture; return integer y_hat (h', w', M) in 1/256 and the symbol CRC."""
+        """Decode only the symbols of a tile of h × w pixels; return integer y_hat (h', w', M) in 1/256 and the symbol CRC."""
+        begin = time.perf_counter()
         reader = StreamReader(engine, payloads)
-        rows, columns = (-(-side // STRIDE_Z) * (STRIDE_Z // STRIDE_Y) for side in (h, w))
-        return self.entropy.code_latents(reader, level, rows, columns, None), reader.crc
+        rows, columns = (_padded(side) // STRIDE_Y for side in (h, w))
+        y_hat = self.entropy.code_latents(reader, level, rows, columns, None)
+        self._time("entropy", begin)
+        return y_hat, reader.crc
 
-    def _time(self, stage: str, begin: float) -> float:
-        now = time.perf_counter()
-        self.timings[stage] = self.timings.get(stage, 0.0) + now - begin
-        return now
+    def _time(self, stage: str, begin: float) -> None:
+        with self._lock:
+            self.timings[stage] = self.timings.get(stage, 0.0) + time.perf_counter() - begin
+
+
+def _padded(side: int) -> int:
+    return -(-side // STRIDE_Z) * STRIDE_Z

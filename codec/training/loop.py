@@ -225,7 +225,9 @@ class Trainer:
     def train_step(self) -> dict[str, float]:
         """Draw a batch, take one optimiser step, update the EMA; return loss, bpp and PSNR (dB) of the batch."""
         recipe, cfg = self.recipe, self.model.cfg
-        if recipe.counted_rows and self.model.rows is None:
+        if recipe.counted_rows and (
+            self.model.rows is None or (recipe.recount_steps and self.step % recipe.recount_steps == 0)
+        ):
             self._count_rows()
         x = self.store.batch(self.batch_size, recipe.crop, self.rng, self.part).to(memory_format=self.memory_format)
         top = cfg.levels - 1

@@ -15,9 +15,9 @@ from bitstream.engines.reference import ReferenceEngine
 from bitstream.engines.torchac import TorchacEngine
 from bitstream.errors import CodecError, FormatError, SymbolError
 from bitstream.mixture import Mixtures
-from bitstream.segments import SegmentWriter, TableRows, pack_stream
+from bitstream.segments import SegmentReader, SegmentWriter, TableRows, check_payload, pack_stream, piece_size
 from bitstream.tables import MasterTable, gaussian_master
-from bitstream.varint import pack_varint, unpack_varint
+from bitstream.varint import pack_varint, unpack_varint, zigzag
 
 EDGES = (16, 40)
 SMALL = MasterTable(-2, np.array([[0, 10, 30, 60, 70], [0, 1, 2, 3, 100]]))  # rows 0, 1 on symbols −2 … 1
@@ -387,3 +387,30 @@ def test_a_band_that_the_segment_does_not_have_is_refused():
     source = TableRows(gaussian_master(), np.array([3, 60], dtype=np.uint8), edges=(16, 40))
     with pytest.raises(SymbolError, match="in band 2, the segment has 2"):
         SegmentWriter(2).code(np.zeros(2, np.int16), source)
+
+
+# --- payloads that are too short
+
+
+@pytest.mark.parametrize(("symbols", "values"), [(10**6, 2), (10**6, 2047), (2**25 // 256, 255)])
+def test_the_cheapest_symbols_are_not_refused(engine, symbols, values):
+    """All symbols as likely as a row can make them: no payload is shorter."""
+    cdf = np.arange(values + 1, dtype=np.int64)
+    cdf[1:] += 65536 - values
+    symbols = min(symbols, piece_size(values + 1), 10**6 if engine is not REFERENCE else 10**4)
+    payload = engine.encode(cdf.astype(np.uint16)[None], np.zeros(symbols, np.uint8), np.zeros(symbols, np.int16))
+    check_payload(payload, symbols, 0, values - 1)
+    if len(payload) > 100:
+        with pytest.raises(FormatError, match=f"{len(payload) // 2 - 20} bytes for {symbols} symbols of {values} values"):
+            check_payload(payload[: len(payload) // 2 - 20], symbols, 0, values - 1)
+
+
+def test_a_short_payload_is_refused_by_streams_and_segments():
+    table = MasterTable(-1023, np.arange(2048)[None] * 2**19)
+    source = TableRows(table, np.zeros(10**4, np.uint8))
+    stream = pack_varint(zigzag(-1023)) + pack_varint(zigzag(1023)) + pack_varint(1) + b"\0"
+    with pytest.raises(FormatError, match="a stream has 1 bytes for 10000 symbols of 2047 values"):
+        StreamReader(ReferenceEngine(), [stream]).code_source(None, source)
+    segment = SegmentReader(ReferenceEngine(), memoryview(pack_varint(len(stream)) + stream), 0, 1)
+    with pytest.raises(FormatError, match="a stream has 1 bytes for 10000 symbols of 2047 values"):
+        segment.code(None, source)

@@ -11,6 +11,7 @@ from PIL import Image
 
 import codec
 from bitstream.container import Container
+from bitstream.limits import Limits
 from codec import (
     CheckpointError,
     Codec,
@@ -197,7 +198,7 @@ def test_another_size_is_refused(tiny_codec, picture, size):
     data = tiny_codec.encode(picture(20, 20), quality=100)
     if size[0] * size[1] > 2**20:
         with pytest.raises(LimitError):
-            tiny_codec.decode(forge(data, {"width": size[0], "height": size[1]}), max_pixels=2**20)
+            tiny_codec.decode(forge(data, {"width": size[0], "height": size[1]}), limits=Limits(max_pixels=2**20))
     else:
         with pytest.raises((DesyncError, FormatError)):
             tiny_codec.decode(forge(data, {"width": size[0], "height": size[1]}))
@@ -216,11 +217,11 @@ def test_a_file_of_a_checkpoint_that_is_not_installed_is_refused(small):
 
 
 def test_max_pixels_is_a_limit(tiny_codec, small):
-    assert tiny_codec.decode(small, max_pixels=400).size == (20, 20)
+    assert tiny_codec.decode(small, limits=Limits(max_pixels=400)).size == (20, 20)
     with pytest.raises(LimitError, match="20×20 pixels, the limit is 399: raise it"):
-        tiny_codec.decode(small, max_pixels=399)
+        tiny_codec.decode(small, limits=Limits(max_pixels=399))
     with pytest.raises(LimitError):
-        decode(small, max_pixels=399)
+        decode(small, limits=Limits(max_pixels=399))
 
 
 @pytest.mark.parametrize("data", [b"", b"\x89", b"\x89LIC", b"\x89PNG\r\n\x1a\n" + bytes(30), bytes(100)])

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms, features
 
-from bitstream.errors import ImageError, UsageError
+from bitstream.errors import ImageError, LimitError, UsageError
+from bitstream.limits import Limits
 from codec import images
 
 
@@ -218,11 +219,29 @@ def test_missing_files_and_folders_are_errors(tmp_path):
         images.load(tmp_path)
 
 
-def test_decompression_bombs_are_refused(tmp_path, monkeypatch):
+def test_decompression_bombs_are_refused_before_they_are_read(tmp_path, monkeypatch):
+    path = save(Image.new("RGB", (8, 8)), tmp_path / "a.png")
+    path.write_bytes(path.read_bytes()[:45])  # its pixels cannot be read
+    with pytest.raises(LimitError, match="8×8 pixels, the limit is 10"):
+        images.load(path, limits=Limits(max_pixels=10))
+
+
+def test_the_limit_of_pillow_does_not_count(tmp_path, monkeypatch):
     path = save(Image.new("RGB", (8, 8)), tmp_path / "a.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
-    with pytest.raises(ImageError, match="exceeds limit"):
-        images.load(path)
+    assert images.load(path).pixels.shape == (8, 8, 3)
+    assert Image.MAX_IMAGE_PIXELS == 10
+
+
+@pytest.mark.parametrize("source", [Image.new("RGB", (8, 8)), np.zeros((8, 8, 3), np.uint8)], ids=["image", "array"])
+def test_pictures_in_memory_have_the_limit_too(source):
+    with pytest.raises(LimitError, match="8×8 pixels, the limit is 63"):
+        images.load(source, limits=Limits(max_pixels=63))
+
+
+def test_tall_pictures_are_converted_whole(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (2500, 3, 3), np.uint8)
+    assert np.array_equal(images.load(save(Image.fromarray(pixels), tmp_path / "a.png")).pixels, pixels)
 
 
 @pytest.mark.parametrize("dtype", [np.int8, np.uint16, np.float32, np.bool_, np.int64])

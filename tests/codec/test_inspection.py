@@ -16,6 +16,7 @@ from bitstream.coder import StreamReader, StreamWriter
 from bitstream.container import EXIF, Y_TILE, Container, Header, Z
 from bitstream.engines.reference import ReferenceEngine
 from bitstream.errors import CheckpointError, DesyncError, FormatError, LimitError
+from bitstream.limits import Limits
 from bitstream.recording import RecordingReader, StreamCost, ideal_bits
 from bitstream.segments import TableRows
 from bitstream.tables import MasterTable, gaussian_master
@@ -228,7 +229,7 @@ def test_an_unknown_checkpoint_and_a_large_picture_are_errors(small):
     with pytest.raises(CheckpointError, match="not installed"):
         inspect(small)
     with pytest.raises(LimitError, match="the limit is 100"):
-        inspect(small, model=checkpoint_of(small), max_pixels=100)
+        inspect(small, model=checkpoint_of(small), limits=Limits(max_pixels=100))
 
 
 def test_the_heat_map_is_as_large_as_the_picture_and_brightest_where_most_bits_are(small):

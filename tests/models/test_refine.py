@@ -90,7 +90,7 @@ def refinable(request, golden):
 def cost(model, x, y, z, level):
     """Return bits + λ·255²·pixels·distortion of what a decoder makes of the latents, by the measure of the model."""
     coded = model.code(y, z, level, default_engine())
-    x_hat = model.synthesise(coded.y_hat, level, *x.shape[-2:])
+    x_hat = model.synthesise(model.latents(coded.y_hat, level))[..., : x.shape[-2], : x.shape[-1]]
     weight = SLOPE * float(model.config.lmbda(torch.tensor(level / 256))) * 255**2 * x.shape[-2] * x.shape[-1]
     return 8 * sum(map(len, coded.payloads)) + weight * float(distortion(x_hat, x, model.config.tune))
 

@@ -1,0 +1,91 @@
+"""A file checked fully, stage by stage: what ``codec verify`` prints."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from os import PathLike
+from typing import TypeVar
+
+from bitstream.container import Container, Header, unpack_header
+from bitstream.errors import CodecError
+from bitstream.limits import NO_LIMITS, Limits
+from codec.files import read_bytes
+from models.manifest import find_by_id
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One check: its name, whether the file passed, and what was found."""
+
+    name: str
+    passed: bool
+    found: str
+
+
+class _Failed(Exception):
+    """Carries the stage that ends the checks."""
+
+
+def stages(path: str | PathLike[str], *, model: str | None = None, limits: Limits | None = None) -> Iterator[Stage]:
+    """Yield the checks of a file in order; the first that fails is the last. Each tile's symbols are all tried."""
+    limits = limits or Limits()
+    try:
+        yield from _checks(path, model, limits)
+    except _Failed as failed:
+        yield failed.args[0]
+
+
+def _checks(path: str | PathLike[str], model: str | None, limits: Limits) -> Iterator[Stage]:
+    data = _try("read", lambda: read_bytes(path, limits=limits))
+    yield Stage("read", True, f"{len(data)} bytes")
+    header = _try("header", lambda: Header.unpack(memoryview(data)))[0]
+    yield Stage("header", True, f"version {header.version}, {header.width}×{header.height} pixels, {header.n_tiles} tiles")
+    _try("checksum", lambda: unpack_header(data, limits=NO_LIMITS))
+    yield Stage("checksum", True, f"{zlib.crc32(data[:-4]):08x}")
+    _try("limits", lambda: _check_limits(data, header, limits))
+    yield Stage("limits", True, f"{header.width * header.height} of {limits.max_pixels} pixels")
+    container = _try("chunks", lambda: Container.unpack(data, limits=limits))
+    payloads = sum(len(payload) for _, payload in container.chunks)
+    yield Stage("chunks", True, f"{len(container.chunks)} with {payloads} bytes")
+    name = _try("checkpoint", lambda: model or find_by_id(header.model_id))
+    from codec.api import cached_codec  # torch is loaded here, for sound files only
+    from codec.tiles import TileDecoder, check_area, tile_latents
+
+    codec = _try("checkpoint", lambda: cached_codec(name, "cpu"))
+    _try("checkpoint", lambda: codec.check(header))
+    yield Stage("checkpoint", True, f"{codec.model.checkpoint.name}, {header.model_id.hex()}, level {header.level / 256:g}")
+    decoder = TileDecoder(codec.model, header.width, header.height, header.tile)
+    decode = tile_latents(codec.model, codec.engine, container, decoder.tiles)
+    wrong = [f"tile {number}: {error}" for number in range(header.n_tiles) if (error := _error_of(decode, number))]
+    yield Stage("symbols", not wrong, "; ".join(wrong) or f"CRC {header.symbol_crc:08x}")
+    if not wrong:
+        pixels = _try("pixels", lambda: decoder.decode(decode, check_area(None, 1, header.width, header.height)))
+        yield Stage("pixels", True, f"CRC {zlib.crc32(pixels.tobytes()):08x} on this machine")
+
+
+def _check_limits(data: bytes, header: Header, limits: Limits) -> None:
+    from bitstream.grid import Rect
+
+    limits.check_bytes(len(data))
+    limits.check_size(header.width, header.height)
+    limits.check_memory(Rect(0, 0, header.width, header.height), header.tile, header.width, header.height)
+
+
+def _error_of(decode: Callable[[int], object], number: int) -> str | None:
+    try:
+        decode(number)
+    except CodecError as error:
+        return str(error)
+    return None
+
+
+def _try(name: str, check: Callable[[], T]) -> T:
+    """Return what a check returns. Raises _Failed with its stage."""
+    try:
+        return check()
+    except CodecError as error:
+        raise _Failed(Stage(name, False, str(error))) from error

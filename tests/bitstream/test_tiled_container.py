@@ -1,0 +1,185 @@
+"""Tiled files: literal bytes, tiles read one by one, and every damage to the index refused (FORMAT.md, section 3.1)."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import struct
+import zlib
+
+import pytest
+
+from bitstream.container import EXIF, INDEX, Container, Header, Tile, Z, open_container
+from bitstream.errors import CodecError, FormatError, LimitError
+from bitstream.limits import Limits
+
+HEADER = Header(width=300, height=200, gray=False, model_id=b"\xde\xad\xbe\xef", level=0, symbol_crc=0, tile=8)
+TILES = [Tile([b"\xaa", b"\xbb\xcc"], 0x11223344), Tile([b"", b"\xdd" * 200], 0xFFFFFFFF)]
+CONTAINER = Container.of_tiles(HEADER, TILES)
+FILE = CONTAINER.pack()
+HEAD_BYTES = 21
+INDEX_BYTES = 2 + 9 + 10 + 4  # frame, an entry of 7 bytes and one of 205, CRC
+
+
+def sealed(body: bytes) -> bytes:
+    """Return a file with the right checksum."""
+    return body + struct.pack("<I", zlib.crc32(body))
+
+
+def sealed_index(head_and_entries: bytes, rest: bytes) -> bytes:
+    """Return a file with the right checksums of index and file."""
+    return sealed(sealed(head_and_entries) + rest)
+
+
+class Counting(io.BytesIO):
+    """Counts the bytes that are read."""
+
+    count = 0
+
+    def read(self, size=-1):
+        """Read and count."""
+        data = super().read(size)
+        self.count += len(data)
+        return data
+
+
+def test_the_literal_bytes():
+    first, second = bytes.fromhex("01 01 aa 02 02 bb cc"), b"\x01\x00\x02\xc8\x01" + b"\xdd" * 200
+    symbols = struct.pack("<II", 0x11223344, 0xFFFFFFFF)
+    head = bytes.fromhex("89 4c 49 43 01 00 ac 02 c8 01 de ad be ef 00 00 08") + struct.pack("<I", zlib.crc32(symbols))
+    head += bytes([INDEX, INDEX_BYTES - 2])
+    head += b"\x07" + struct.pack("<I", zlib.crc32(first)) + symbols[:4]
+    head += b"\xcd\x01" + struct.pack("<I", zlib.crc32(second)) + symbols[4:]
+    assert sealed_index(head, first + second) == FILE
+
+
+def test_tiles_come_back():
+    assert Container.unpack(FILE) == CONTAINER
+    assert [CONTAINER.tile(number) for number in range(2)] == TILES
+    assert CONTAINER.header.n_tiles == 2
+
+
+def test_one_tile_is_read_alone():
+    file = Counting(FILE)
+    source = open_container(file)
+    assert source.header == CONTAINER.header
+    before = file.count
+    assert source.tile(0) == TILES[0]
+    assert file.count - before == 7
+    assert source.tile(1) == TILES[1]
+
+
+def test_a_long_index_is_read_whole():
+    header = dataclasses.replace(HEADER, width=256 * 40, height=1)
+    tiles = [Tile([b"", bytes([number])], number) for number in range(40)]
+    source = open_container(io.BytesIO(Container.of_tiles(header, tiles).pack()))
+    assert [source.tile(number) for number in range(40)] == tiles
+
+
+def test_ancillary_chunks_behind_the_tiles_are_skipped():
+    data = dataclasses.replace(CONTAINER, chunks=[*CONTAINER.chunks, (EXIF, b"x" * 30)]).pack()
+    assert Container.unpack(data) == CONTAINER
+    assert open_container(io.BytesIO(data)).tile(1) == TILES[1]
+
+
+def test_ancillary_chunks_between_the_tiles_are_refused():
+    chunks = [*CONTAINER.chunks[:2], (EXIF, b""), *CONTAINER.chunks[2:]]
+    body = dataclasses.replace(CONTAINER, chunks=CONTAINER.chunks).pack()[: HEAD_BYTES + INDEX_BYTES]
+    frames = b"".join(bytes([kind, *([len(p)] if len(p) < 128 else [0xC8, 0x01])]) + p for kind, p in chunks)
+    with pytest.raises(FormatError, match="a tile begins at byte"):
+        Container.unpack(sealed(body + frames))
+
+
+def test_a_file_of_one_tile_is_read_whole():
+    header = dataclasses.replace(HEADER, tile=0)
+    data = Container.of_tiles(header, TILES[:1]).pack()
+    assert open_container(io.BytesIO(data)) == Container.unpack(data)
+    assert open_container(io.BytesIO(data)).tile(0) == TILES[0]
+
+
+@pytest.mark.parametrize("place", range(len(FILE) - 4))
+def test_every_damaged_byte_is_noticed_when_a_tile_is_read(place):
+    data = bytearray(FILE)
+    data[place] ^= 0x41
+
+    def read_all():
+        source = open_container(io.BytesIO(bytes(data)))
+        return [source.tile(number) for number in range(source.header.n_tiles)]
+
+    with pytest.raises(CodecError):
+        read_all()
+
+
+@pytest.mark.parametrize("length", range(len(FILE)))
+def test_every_cut_is_noticed(length):
+    for unpack in (Container.unpack, lambda data: open_container(io.BytesIO(data)).tile(1)):
+        with pytest.raises(FormatError):
+            unpack(FILE[:length])
+
+
+def forged(change) -> bytes:
+    """Return FILE with its head and entries changed, sealed again."""
+    index_end = HEAD_BYTES + INDEX_BYTES - 4
+    head = bytearray(FILE[:index_end])
+    change(head)
+    return sealed_index(bytes(head), FILE[index_end + 4 : -4])
+
+
+@pytest.mark.parametrize(
+    ("offset", "value", "message"),
+    [
+        (0, Z, "expected the index, 4"),
+        (1, 0x7F, "header and index have checksum"),
+        (1, 0xFF, "the index claims"),
+        (1, 3, "the index claims 3 bytes for 2 tiles"),
+        (2, 8, "a tile begins at byte|bytes are left|checksum"),
+        (3, 0x56, "the tile at byte 46 has checksum"),
+        (7, 0x45, "symbol CRC is"),
+    ],
+)
+def test_a_forged_index_is_refused(offset, value, message):
+    def change(head):
+        head[HEAD_BYTES + offset] = value
+
+    data = forged(change)
+    with pytest.raises(FormatError, match=message):
+        Container.unpack(data)
+    with pytest.raises(FormatError):
+        open_container(io.BytesIO(data)).tile(0)
+
+
+def test_an_index_that_is_too_long_is_refused():
+    start = HEAD_BYTES
+    head = bytearray(FILE[: start + INDEX_BYTES - 4])
+    head[start + 1] += 1
+    data = sealed_index(bytes(head) + b"\0", FILE[start + INDEX_BYTES :])
+    with pytest.raises(FormatError, match="1 bytes are left in the index"):
+        Container.unpack(data)
+
+
+def test_tiles_behind_the_end_are_refused():
+    def change(head):
+        head[HEAD_BYTES + 2 + 9 : HEAD_BYTES + 2 + 9 + 2] = b"\xff\x7f"
+
+    with pytest.raises(FormatError, match="the tiles end at byte"):
+        open_container(io.BytesIO(forged(change)))
+
+
+def test_missing_tiles_are_refused():
+    data = dataclasses.replace(CONTAINER, chunks=CONTAINER.chunks[:2], tile_crcs=CONTAINER.tile_crcs[:1])
+    with pytest.raises(FormatError, match="the index claims|expected one Z and one Y_TILE"):
+        Container.unpack(data.pack())
+
+
+def test_limits_are_checked_when_a_file_is_opened():
+    with pytest.raises(LimitError, match="300×200"):
+        open_container(io.BytesIO(FILE), limits=Limits(max_pixels=100))
+    with pytest.raises(LimitError, match=f"the file has {len(FILE)} bytes, the limit is 10"):
+        open_container(io.BytesIO(FILE), limits=Limits(max_bytes=10))
+
+
+def test_the_index_of_a_picture_of_very_many_tiles_is_refused_by_its_length():
+    header = dataclasses.replace(HEADER, width=2**24, height=16)
+    head = header.pack() + bytes([INDEX, 20]) + bytes(16)
+    with pytest.raises(FormatError, match="for 65536 tiles"):
+        Container.unpack(sealed(sealed(head)), limits=Limits(max_pixels=2**40))
