@@ -6,6 +6,7 @@ CodecError
 ├── FormatError         the bytes are not a file of ours, or a damaged one
 │   ├── VersionError    a format version this program does not know
 │   └── LimitError      larger than the limits allow
+├── WriteError          a file cannot be written: a full disk, a folder without the right to write
 ├── TargetError         no file of a picture has the size or the PSNR that is asked for
 ├── DesyncError         the decoded symbols do not have the checksum in the file
 ├── SymbolError         a symbol or CDF row is outside of what the coder can store
@@ -38,6 +39,10 @@ class VersionError(FormatError):
 
 class LimitError(FormatError):
     """The file asks for more than the limits allow."""
+
+
+class WriteError(CodecError):
+    """A file cannot be written: a full disk, a folder without the right to write."""
 
 
 class TargetError(CodecError):

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
         TargetError,
         UsageError,
         VersionError,
+        WriteError,
     )
     from bitstream.limits import Limits
     from codec.api import Codec, decode, decode_file, encode, encode_file
@@ -50,7 +51,7 @@ if TYPE_CHECKING:
 
 _ERRORS = (
     "CheckpointError CodecError DesyncError EngineError FormatError ImageError LimitError SymbolError TargetError "
-    "UsageError VersionError"
+    "UsageError VersionError WriteError"
 )
 _HOMES = {name: "codec.api" for name in ("Codec", "decode", "decode_file", "encode", "encode_file")}
 _HOMES |= {name: "bitstream.errors" for name in _ERRORS.split()}
@@ -60,7 +61,7 @@ _HOMES |= {name: "codec.inspection" for name in ("Inspection", "inspect")}
 __all__ = [  # noqa: RUF022
     "encode", "decode", "encode_file", "decode_file", "info", "inspect", "Codec", "Header", "Inspection", "Limits",
     "CodecError", "CheckpointError", "DesyncError", "EngineError", "FormatError", "ImageError", "LimitError",
-    "SymbolError", "TargetError", "UsageError", "VersionError",
+    "SymbolError", "TargetError", "UsageError", "VersionError", "WriteError",
 ]  # fmt: skip
 __version__ = "0.1.0"
 

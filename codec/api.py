@@ -233,7 +233,7 @@ def decode_file(
     """
     check_target(target, overwrite=overwrite)
     images.format_of(target)
-    with open_bytes(source) as file:
+    with open_bytes(source, limits=limits) as file:
         container = open_container(file, limits=limits)
         image = _codec_of(container.header, device, model).decode_tiles(container, limits=limits, **options)
     images.save(image, target, overwrite=overwrite)

@@ -6,6 +6,7 @@ Heavy imports stay inside the commands: ``codec --help`` and ``codec info`` load
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import sys
@@ -40,6 +41,11 @@ def _errors_to_exit(function: Callable[..., None]) -> Callable[..., None]:
             except CodecError as error:
                 click.echo(f"codec: {error}", err=True)
                 sys.exit(2 if isinstance(error, UsageError) else 1)
+            except OSError as error:  # of stdout: files raise ours
+                if error.errno == errno.EPIPE:
+                    raise  # click ends quietly
+                click.echo(f"codec: {error}", err=True)
+                sys.exit(1)
             except (MemoryError, RuntimeError) as error:
                 if isinstance(error, RuntimeError) and "memory" not in str(error):  # torch says so in many ways
                     raise
@@ -130,7 +136,8 @@ def encode(
         click.echo(reached)
     if verbose:
         _print_timings(timings, begin)
-        click.echo(f"{coder.clamped} symbols clamped: more than a few mean that the picture is unlike a photograph", err=True)
+        hint = ": the picture is coarser there than the quality asks for" if coder.clamped else ""
+        click.echo(f"{coder.clamped} symbols clamped{hint}", err=True)
 
 
 def _reached(target: Path, data: bytes, max_level: int, source: Any, decoded: Any) -> str:
@@ -179,7 +186,7 @@ def decode(
 
     check_target(target, overwrite=force)
     limits = limits_of(max_pixels, max_memory)
-    with open_bytes(source) as file:
+    with open_bytes(source, limits=limits) as file:
         from bitstream.container import open_container
         from models.manifest import find_by_id
 

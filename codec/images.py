@@ -180,7 +180,10 @@ def format_of(path: str | PathLike[str]) -> str:
 
 
 def save(image: Image.Image, path: str | PathLike[str], *, overwrite: bool = False) -> None:
-    """Write a picture in the format of the path's extension, whole or not at all. Raises ImageError or UsageError."""
+    """Write a picture in the format of the path's extension, whole or not at all.
+
+    Raises ImageError, UsageError or WriteError.
+    """
     target = Path(path)
     kind = format_of(target)
     buffer = io.BytesIO()

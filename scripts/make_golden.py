@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import torch
@@ -43,6 +44,7 @@ TINY: dict[str, RateConfig] = {
 }
 SIZES = {"1x1": (1, 1), "1x37": (37, 1), "63x64": (64, 63), "65x129": (129, 65), "128x96": (96, 128)}  # (height, width)
 QUALITIES = (0, 33, 100)
+TILED_SIZES = {"300x70": (70, 300), "270x260": (260, 270)}  # in tiles of 256 pixels; the second of crossed alone
 FEW_SIZES, FEW_QUALITIES = ("1x37", "65x129"), (33, 100)  # of all models but swift
 
 
@@ -117,16 +119,20 @@ def main() -> None:
                 write(coder, f"v1-{of}{name}-q{quality}", scene(h, w, number), quality)
             if model == "swift":
                 write(coder, f"v1-gray-{name}", scene(h, w, number)[:, :, 0], 66)
+        for name, (h, w) in TILED_SIZES.items():
+            if name == "300x70" or model == "crossed":
+                write(coder, f"v1-{of}tiled-{name}", scene(h, w, 11), 50, tile_bits=8)
         if model in ("joint", "attention"):
             write(coder, f"v1-{of}gray-260x200", scene(200, 260, 9)[:, :, 0], 66)  # two segments of wavefronts
 
 
-def write(coder: Codec, name: str, pixels: Pixels, quality: float) -> None:
-    """Write one file and the picture that it decodes to, unless they exist."""
+def write(coder: Codec, name: str, pixels: Pixels, quality: float, tile_bits: int = 0) -> None:
+    """Write one file and the picture that it decodes to, unless they exist; ``tile_bits`` is the tile field of the header."""
     target = FOLDER / f"{name}.lic"
     if target.exists():
         return
-    data = coder.encode(pixels, quality=quality)
+    with mock.patch("codec.api.tile_bits", return_value=tile_bits):
+        data = coder.encode(pixels, quality=quality)
     coder.decode(data).save(target.with_suffix(".png"))
     target.write_bytes(data)
 

@@ -3,13 +3,15 @@
 ``import torchac`` compiles at import, prints to stdout, needs ninja on PATH, and hangs for ever on the lock that a killed
 build leaves. So the package is only used for its source: it is compiled once, by a child process, in a folder of its own,
 and the result is renamed into the user's cache. Later starts load that file and run no compiler. Two processes that build
-at once do it side by side; the last rename wins; no lock exists. What the C++ does not check, ``check_arguments`` does.
+at once do it side by side; the last rename wins; no lock exists; a later build removes what a killed one left. What the C++
+does not check, ``check_arguments`` does.
 
 torchac is GPL-3 (Fabian Mentzer, ETH Zurich).
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.machinery
 import importlib.util
@@ -19,6 +21,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 import warnings
 from pathlib import Path
 from types import ModuleType
@@ -117,6 +120,7 @@ def _build(target: Path) -> None:
     source = str(source_path())
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
+        _remove_stale_builds()
         folder = tempfile.mkdtemp(prefix="build-", dir=target.parent)
     except OSError as error:
         raise EngineError(f"torchac's coder cannot be built: {error.strerror}: {target.parent}: set LIC_CACHE.") from error
@@ -133,6 +137,14 @@ def _build(target: Path) -> None:
         raise EngineError(f"torchac's coder could not be compiled ({error}).") from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _remove_stale_builds() -> None:
+    """Remove what killed builds left in the cache, for any Python or torch: a build that lives is not that old."""
+    for folder in cache_folder().glob(f"{MODULE}-*/build-*"):
+        with contextlib.suppress(OSError):  # another process removes it too
+            if time.time() - folder.stat().st_mtime > 2 * BUILD_SECONDS:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _cause(output: str) -> str:

@@ -85,7 +85,7 @@ def test_verify_prints_the_true_bpp_and_psnr(run, tmp_path, png, gray):
 def test_verbose_prints_the_stages(run, tmp_path, png):
     result = run("encode", png(20, 20), tmp_path / "a.lic", "-v")
     assert result.stdout == ""
-    assert re.search(r"g_a \d\.\d+ s  h_a .* entropy .*\| with start-up \d+\.\d+ s\n$", result.stderr)
+    assert re.search(r"g_a \d\.\d+ s  h_a .* entropy .*\| with start-up \d+\.\d+ s\n0 symbols clamped\n$", result.stderr)
     result = run("decode", tmp_path / "a.lic", tmp_path / "b.png", "-v")
     assert re.search(r"entropy .* g_s .* pixels .*\| with start-up", result.stderr)
 
@@ -170,7 +170,7 @@ def test_existing_targets_need_force(run, tmp_path, png, file):
 @pytest.mark.parametrize("command", ["encode", "decode"])
 def test_a_target_that_appears_meanwhile_is_kept(run, tmp_path, png, file, monkeypatch, command):
     source, target = (png(8, 8), tmp_path / "b.lic") if command == "encode" else (file, tmp_path / "b.png")
-    stage = "encode_picture" if command == "encode" else "decode"
+    stage = "encode_picture" if command == "encode" else "decode_tiles"
     work = getattr(Codec, stage)
 
     def appear(*arguments, **options):
@@ -235,7 +235,7 @@ def test_a_warning_is_one_line_on_stderr(run, tmp_path, picture):
 
 
 def test_running_out_of_memory_is_one_line(run, tmp_path, png, monkeypatch):
-    def fail(_):
+    def fail(*_, **__):
         raise MemoryError
 
     monkeypatch.setattr(images, "load", fail)
