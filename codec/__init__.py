@@ -29,7 +29,6 @@ def _require_own_packages() -> None:
 _require_own_packages()
 
 if TYPE_CHECKING:
-    from bitstream.container import Header
     from bitstream.errors import (
         CheckpointError,
         CodecError,
@@ -44,6 +43,7 @@ if TYPE_CHECKING:
         VersionError,
         WriteError,
     )
+    from bitstream.header import Header
     from bitstream.limits import Limits
     from codec.api import Codec, decode, decode_file, encode, encode_file
     from codec.describe import info
@@ -55,7 +55,7 @@ _ERRORS = (
 )
 _HOMES = {name: "codec.api" for name in ("Codec", "decode", "decode_file", "encode", "encode_file")}
 _HOMES |= {name: "bitstream.errors" for name in _ERRORS.split()}
-_HOMES |= {"Header": "bitstream.container", "Limits": "bitstream.limits", "info": "codec.describe"}
+_HOMES |= {"Header": "bitstream.header", "Limits": "bitstream.limits", "info": "codec.describe"}
 _HOMES |= {name: "codec.inspection" for name in ("Inspection", "inspect")}
 
 __all__ = [  # noqa: RUF022

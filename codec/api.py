@@ -18,10 +18,11 @@ from typing import Any
 import torch
 from PIL import Image
 
-from bitstream.container import Container, Header, TileSource, open_container, unpack_header
+from bitstream.container import Container, TileSource, open_container
 from bitstream.engines import default_engine
 from bitstream.errors import CheckpointError, FormatError, TargetError, UsageError
 from bitstream.grid import Rect, tile_bits
+from bitstream.header import Header, unpack_header
 from bitstream.limits import Limits
 from codec import images
 from codec.files import check_target, open_bytes, write_atomic

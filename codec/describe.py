@@ -5,7 +5,8 @@ from __future__ import annotations
 from os import PathLike
 from typing import Any
 
-from bitstream.container import Y_TILE, Container, Header, Z
+from bitstream.container import Y_TILE, Container, Z
+from bitstream.header import Header
 from bitstream.limits import NO_LIMITS
 from codec.files import read_bytes
 from codec.metrics import bpp

@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from bitstream.container import ALPHA, EXIF, ICC, INDEX, XMP, Y_TILE, Container, Header, Tile, Z, unpack_header
+from bitstream.container import ALPHA, EXIF, ICC, INDEX, XMP, Y_TILE, Container, Tile, Z
 from bitstream.grid import Rect, cut, tile_side
+from bitstream.header import Header, unpack_header
 from bitstream.limits import NO_LIMITS, Limits
 from bitstream.mixture import Mixtures
 from bitstream.recording import RecordingReader, StreamCost, StreamGroup

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from os import PathLike
 from typing import TypeVar
 
-from bitstream.container import Container, Header, unpack_header
+from bitstream.container import Container
 from bitstream.errors import CodecError
+from bitstream.header import Header, unpack_header
 from bitstream.limits import NO_LIMITS, Limits
 from codec.files import read_bytes
 from models.manifest import find_by_id

@@ -10,8 +10,8 @@ from typing import Any, Protocol
 import PIL
 import torch
 
-from bitstream.container import unpack_header
 from bitstream.errors import TargetError, UsageError
+from bitstream.header import unpack_header
 from codec import images
 from codec.api import Codec, cached_codec
 from codec.evaluation.peers import Peer

@@ -81,7 +81,7 @@ class Recipe:
                 raise UsageError(f"recipe: {name} is {getattr(self, name)}, expected more than 0")
         if self.crop < 64 or self.crop % 64:
             raise UsageError(f"recipe: crop is {self.crop}, expected a multiple of 64: choose 128, 192 or 256")
-        for name, least in (("batch_size", 1), ("test_batch_size", 1), ("epochs", 0)):
+        for name, least in (("batch_size", 1), ("test_batch_size", 1), ("epochs", 0), ("recount_steps", 0)):
             if getattr(self, name) < least:
                 raise UsageError(f"recipe: {name} is {getattr(self, name)}, expected at least {least}")
         for name in LEARNING_RATES:

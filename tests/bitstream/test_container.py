@@ -8,21 +8,10 @@ import zlib
 
 import pytest
 
-from bitstream.container import (
-    ALPHA,
-    EXIF,
-    ICC,
-    MAX_SIDE,
-    SIGNATURE,
-    XMP,
-    Y_TILE,
-    Container,
-    Header,
-    Z,
-    unpack_header,
-)
+from bitstream.container import ALPHA, EXIF, ICC, XMP, Y_TILE, Container, Z
 from bitstream.errors import CodecError, FormatError, LimitError, VersionError
-from bitstream.limits import Limits
+from bitstream.header import SIGNATURE, Header, unpack_header
+from bitstream.limits import MAX_SIDE, Limits
 from bitstream.varint import pack_varint
 
 HEADER = Header(width=768, height=512, gray=False, model_id=b"\xde\xad\xbe\xef", level=0x0155, symbol_crc=0x12345678)

@@ -9,8 +9,9 @@ import zlib
 
 import pytest
 
-from bitstream.container import EXIF, INDEX, Container, Header, Tile, Z, open_container
+from bitstream.container import EXIF, INDEX, Container, Tile, Z, open_container
 from bitstream.errors import CodecError, FormatError, LimitError
+from bitstream.header import Header
 from bitstream.limits import Limits
 
 HEADER = Header(width=300, height=200, gray=False, model_id=b"\xde\xad\xbe\xef", level=0, symbol_crc=0, tile=8)

@@ -13,9 +13,10 @@ from click.testing import CliRunner
 from PIL import Image
 
 from bitstream.coder import StreamReader, StreamWriter
-from bitstream.container import EXIF, Y_TILE, Container, Header, Z
+from bitstream.container import EXIF, Y_TILE, Container, Z
 from bitstream.engines.reference import ReferenceEngine
 from bitstream.errors import CheckpointError, DesyncError, FormatError, LimitError
+from bitstream.header import Header
 from bitstream.limits import Limits
 from bitstream.recording import RecordingReader, StreamCost, ideal_bits
 from bitstream.segments import TableRows

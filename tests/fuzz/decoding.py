@@ -9,8 +9,8 @@ from pathlib import Path
 
 from mutations import with_symbol_crc
 
-from bitstream.container import Header
 from bitstream.errors import CodecError, DesyncError
+from bitstream.header import Header
 from codec.api import Codec
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden"

@@ -84,6 +84,23 @@ def test_counted_rows_are_the_rates_of_a_run(data, recipe, tmp_path):
     assert torch.equal(again.model.rows, trainer.model.rows)
 
 
+@pytest.mark.parametrize(("recount", "counts"), [(0, 1), (3, 3)])
+def test_rows_are_counted_again_in_the_course_of_a_run(data, recipe, monkeypatch, recount, counts):
+    fields = {"only": "entropy", "counted_rows": True, "recount_steps": recount, "steps": 1000}
+    trainer = Trainer(Recipe.load(recipe, **fields), data, device="cpu")
+    rows, count = [], trainer._count_rows
+
+    def counted():
+        count()
+        rows.append(trainer.model.rows.clone())
+
+    monkeypatch.setattr(trainer, "_count_rows", counted)
+    for _ in range(7):
+        trainer.train_step()
+    assert len(rows) == counts  # at steps 0, 3, 6
+    assert recount == 0 or not torch.equal(rows[0], rows[2])
+
+
 def test_models_without_rows_say_so(data):
     config = {"N": 8, "M": 8, "levels": 2}
     with pytest.raises(UsageError, match="counted_rows is on, but y of factorized is not coded"):
