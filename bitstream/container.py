@@ -10,13 +10,14 @@ from __future__ import annotations
 import struct
 import threading
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import BinaryIO, NamedTuple, Protocol
 
 from bitstream.errors import FormatError
 from bitstream.header import SIGNATURE, VERSION, Header, unpack_header
 from bitstream.limits import Limits
+from bitstream.varint import MAX_BYTES as MAX_VARINT_BYTES
 from bitstream.varint import pack_varint, unpack_varint
 
 # Chunk types: written constants, append-only. High bit: ancillary.
@@ -28,6 +29,7 @@ ICC = 0x81
 EXIF = 0x82
 XMP = 0x83
 ANCILLARY = 0x80
+MAX_ANCILLARY = 1000  # chunks of a file
 
 _CRC = struct.Struct("<I")
 _CRCS = struct.Struct("<II")  # of an entry of the index: bytes, symbols
@@ -75,7 +77,7 @@ class Container:
 
     def tile(self, number: int) -> Tile:
         """See ``TileSource``."""
-        payloads = [payload for kind, payload in self.chunks if kind in (Z, Y_TILE)][2 * number : 2 * number + 2]
+        payloads = [payload for _, payload in self.chunks[2 * number : 2 * number + 2]]
         return Tile(payloads, self.tile_crcs[number] if self.header.tile else self.header.symbol_crc)
 
     def pack(self) -> bytes:
@@ -108,31 +110,64 @@ class Container:
         entries: list[_Entry] = []
         if header.tile:
             entries, offset = _unpack_index(view[:end], offset, header)
-        chunks: list[tuple[int, bytes]] = []
-        starts: list[int] = []
-        while offset < end:
-            kind, start = view[offset], offset
-            length, offset = unpack_varint(view[:end], offset + 1)
-            if length > end - offset:
-                raise FormatError(f"chunk {kind} claims {length} bytes, {end - offset} are left: the file is damaged")
-            if kind in (Z, Y_TILE):
-                chunks.append((kind, bytes(view[offset : offset + length])))
-                starts.append(start)
-            elif not kind & ANCILLARY:
-                raise FormatError(f"chunk type {kind} is not known and not skippable: made by a newer codec, update")
-            offset += length
-        _check_order([kind for kind, _ in chunks], header.n_tiles)
-        for entry, start in zip(entries, starts[::2], strict=True) if header.tile else ():
-            if entry.start != start:
-                raise FormatError(f"a tile begins at byte {start}, the index says {entry.start}: the file is damaged")
-            entry.check(view[entry.start : entry.start + entry.length])
+        chunks, ends = _unpack_chunks(view[:end], offset, header.n_tiles, tiled=bool(header.tile))
+        for number, entry in enumerate(entries):
+            start = offset if number == 0 else ends[number - 1]
+            if (entry.start, entry.start + entry.length) != (start, ends[number]):
+                raise FormatError(
+                    f"a tile has the bytes {start} … {ends[number] - 1}, the index says {entry.start} … "
+                    f"{entry.start + entry.length - 1}: the file is damaged"
+                )
+            entry.check(view[start : ends[number]])
         return cls(header, chunks, tuple(entry.symbol_crc for entry in entries))
 
 
-def _check_order(kinds: list[int], n_tiles: int) -> None:
-    if kinds != [Z, Y_TILE] * n_tiles:
-        found = f"{kinds}" if len(kinds) < 8 else f"{len(kinds)} of them"
-        raise FormatError(f"chunks are {found}, expected one Z and one Y_TILE, {[Z, Y_TILE]}, for each of {n_tiles} tiles")
+class Frame(NamedTuple):
+    """A chunk where it lies: its type, its first byte, its payload from ``inside`` to ``end``."""
+
+    kind: int
+    start: int
+    inside: int
+    end: int
+
+
+def frames(view: memoryview, offset: int) -> Iterator[Frame]:
+    """Yield the chunks from an offset to the end. Raises FormatError for one that is cut off, or that no reader may skip."""
+    while offset < len(view):
+        kind, start = view[offset], offset
+        length, inside = unpack_varint(view, offset + 1)
+        if length > len(view) - inside:
+            raise FormatError(f"chunk {kind} claims {length} bytes, {len(view) - inside} are left: the file is damaged")
+        if kind not in (Z, Y_TILE, INDEX) and not kind & ANCILLARY:
+            raise FormatError(f"chunk type {kind} is not known and not skippable: made by a newer codec, update")
+        offset = inside + length
+        yield Frame(kind, start, inside, offset)
+
+
+def _unpack_chunks(view: memoryview, offset: int, n_tiles: int, *, tiled: bool) -> tuple[list[tuple[int, bytes]], list[int]]:
+    """Return Z and Y_TILE of all tiles, and where each tile ends. Raises FormatError at the first chunk out of order."""
+    chunks: list[tuple[int, bytes]] = []
+    ends: list[int] = []
+    for number, frame in enumerate(frames(view, offset)):
+        if frame.kind & ANCILLARY:
+            if number > 2 * n_tiles + MAX_ANCILLARY:
+                raise FormatError(f"the file has more than {MAX_ANCILLARY} ancillary chunks: it keeps readers busy")
+            if tiled and len(ends) < n_tiles:
+                raise FormatError(f"chunk {frame.kind} is between tiles, expected {[Z, Y_TILE]} of each: the file is damaged")
+            continue
+        expected = (Z, Y_TILE)[len(chunks) % 2] if len(chunks) < 2 * n_tiles else None
+        if frame.kind != expected:
+            raise FormatError(_order([*(kind for kind, _ in chunks[-2:]), frame.kind], n_tiles))
+        chunks.append((frame.kind, bytes(view[frame.inside : frame.end])))
+        if frame.kind == Y_TILE:
+            ends.append(frame.end)
+    if len(ends) < n_tiles:
+        raise FormatError(_order([kind for kind, _ in chunks[-2:]], n_tiles))
+    return chunks, ends
+
+
+def _order(found: list[int], n_tiles: int) -> str:
+    return f"chunks are {found}, expected one Z and one Y_TILE, {[Z, Y_TILE]}, for each of {n_tiles} tiles: the file is damaged"
 
 
 class _Entry(NamedTuple):
@@ -160,7 +195,7 @@ def _unpack_index(view: memoryview, offset: int, header: Header) -> tuple[list[_
         raise FormatError(f"chunk {found} follows the header of a tiled file, expected the index, {INDEX}: the file is damaged")
     length, offset = unpack_varint(view, start + 1)
     end = offset + length
-    if end > len(view) or length < header.n_tiles * (1 + _CRCS.size) + _CRC.size:
+    if end > len(view) or not least_index(header) <= length <= most_index(header):
         raise FormatError(
             f"the index claims {length} bytes for {header.n_tiles} tiles, {len(view) - offset} are left: the file is damaged"
         )
@@ -183,6 +218,16 @@ def _unpack_index(view: memoryview, offset: int, header: Header) -> tuple[list[_
     return entries, end
 
 
+def least_index(header: Header) -> int:
+    """Return the least number of bytes in the payload of the index."""
+    return header.n_tiles * (1 + _CRCS.size) + _CRC.size
+
+
+def most_index(header: Header) -> int:
+    """Return the largest number of bytes in the payload of the index."""
+    return header.n_tiles * (MAX_VARINT_BYTES + _CRCS.size) + _CRC.size
+
+
 def symbol_crc(tile_crcs: Sequence[int]) -> int:
     """Return the symbol CRC in the header of a tiled file: the CRC-32 of those of its tiles."""
     return zlib.crc32(b"".join(map(_CRC.pack, tile_crcs)))
@@ -198,20 +243,19 @@ class _TiledFile:
     def tile(self, number: int) -> Tile:
         """See ``TileSource``."""
         entry = self._entries[number]
-        with self._lock:
-            self._file.seek(entry.start)
-            data = self._file.read(entry.length)
+        try:
+            with self._lock:
+                self._file.seek(entry.start)
+                data = self._file.read(entry.length)
+        except OSError as error:
+            raise FormatError(
+                f"the tile at byte {entry.start} cannot be read ({error.strerror}): copy the file anew"
+            ) from error
         entry.check(data)
-        payloads, kinds, offset, view = [], [], 0, memoryview(data)
-        while offset < len(view):
-            kinds.append(view[offset])
-            length, offset = unpack_varint(view, offset + 1)
-            payloads.append(bytes(view[offset : offset + length]))
-            offset += length
-        if offset != len(view):
-            raise FormatError(f"the tile at byte {entry.start} ends inside a chunk: the file is damaged")
-        _check_order(kinds, 1)
-        return Tile(payloads, entry.symbol_crc)
+        chunks, ends = _unpack_chunks(memoryview(data), 0, 1, tiled=True)
+        if ends != [len(data)] or len(chunks) != 2:
+            raise FormatError(f"the tile at byte {entry.start} has other chunks too: the file is damaged")
+        return Tile([payload for _, payload in chunks], entry.symbol_crc)
 
 
 def open_container(file: BinaryIO, *, limits: Limits | None = None, whole: bool = False) -> TileSource:
@@ -233,7 +277,7 @@ def open_container(file: BinaryIO, *, limits: Limits | None = None, whole: bool 
     limits.check_size(header.width, header.height)
     if offset < len(head):
         length, behind = unpack_varint(head, offset + 1)
-        if length <= size - behind:
+        if length <= min(size - behind, most_index(header)):
             head = memoryview(bytes(head) + file.read(max(behind + length - len(head), 0)))
     entries, _ = _unpack_index(head, offset, header)
     if entries[-1].start + entries[-1].length > size - _CRC.size:

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+PADDING = 64  # sides are coded in multiples of this
 TILE_BITS = 10  # tiles of 1024×1024 pixels, where a picture does not fit into one
+
+
+def padded(side: int) -> int:
+    """Return a side rounded up to what is coded: multiples of 64 pixels."""
+    return -(-side // PADDING) * PADDING
 
 
 class Rect(NamedTuple):

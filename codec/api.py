@@ -133,10 +133,12 @@ class Codec:
         header = source.header
         self.check(header)
         area = check_area(crop, scale, header.width, header.height)
-        (limits or Limits()).check_memory(area, header.tile, header.width, header.height)
+        most = (limits or Limits()).count_workers(
+            area, scale, header.tile, header.width, header.height, torch.get_num_threads()
+        )
         self.model.timings.clear()
         decoder = TileDecoder(self.model, header.width, header.height, header.tile)
-        pixels = decoder.decode(tile_latents(self.model, self.engine, source, decoder.tiles), area, scale)
+        pixels = decoder.decode(tile_latents(self.model, self.engine, source, decoder.tiles), area, scale, most)
         begin = time.perf_counter()
         image = images.to_pil(pixels, gray=header.gray)
         self.timings = {**self.model.timings, "pixels": time.perf_counter() - begin}
@@ -235,7 +237,7 @@ def decode_file(
     check_target(target, overwrite=overwrite)
     images.format_of(target)
     with open_bytes(source, limits=limits) as file:
-        container = open_container(file, limits=limits)
+        container = open_container(file, limits=limits, whole=options.get("crop") is None)
         image = _codec_of(container.header, device, model).decode_tiles(container, limits=limits, **options)
     images.save(image, target, overwrite=overwrite)
     return container.header

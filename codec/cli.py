@@ -190,7 +190,7 @@ def decode(
         from bitstream.container import open_container
         from models.manifest import find_by_id
 
-        # Complain about damage before torch is loaded. Of a crop or a scaled picture, only what is read is checked.
+        # Complain about damage before torch is loaded. Of a crop, only what is read is checked.
         container = open_container(file, limits=limits, whole=crop is None)
         name = model if model is not None else find_by_id(container.header.model_id)
         from codec import images

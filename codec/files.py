@@ -80,7 +80,7 @@ def open_bytes(path: str | PathLike[str], *, limits: Limits | None = None) -> Bi
             limits.check_bytes(os.fstat(file.fileno()).st_size)
             return file
         with file:
-            data = file.read(limits.max_bytes + 1)
+            data = file.read(limits.max_memory + 1)
         limits.check_bytes(len(data))
         return io.BytesIO(data)
     except (OSError, ValueError) as error:  # a name with a NUL is a ValueError

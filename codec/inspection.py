@@ -16,22 +16,21 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from bitstream.container import ALPHA, EXIF, ICC, INDEX, XMP, Y_TILE, Container, Tile, Z
-from bitstream.grid import Rect, cut, tile_side
+from bitstream.container import ALPHA, EXIF, ICC, INDEX, XMP, Y_TILE, Container, Tile, Z, frames
+from bitstream.grid import Rect, cut, padded, tile_side
 from bitstream.header import Header, unpack_header
 from bitstream.limits import NO_LIMITS, Limits
 from bitstream.mixture import Mixtures
 from bitstream.recording import RecordingReader, StreamCost, StreamGroup
 from bitstream.segments import Distributions, TableRows
 from bitstream.tables import SCALES
-from bitstream.varint import unpack_varint
 from codec.api import Codec, cached_codec
 from codec.files import read_bytes
 from codec.metrics import bpp
 from models.factorized_entropy import FactorizedEntropy
 from models.layout import Order
 from models.manifest import find_by_id
-from models.runtime import STRIDE_Y, STRIDE_Z, check_symbols
+from models.runtime import STRIDE_Y, check_symbols
 from models.schedule import segments
 
 PASSES: dict[Order, tuple[str, ...]] = {  # the segments of wavefronts are one pass here
@@ -138,14 +137,16 @@ def inspect(
 
     Raises what ``codec.decode`` raises.
     """
-    data = data_or_path if isinstance(data_or_path, bytes) else read_bytes(data_or_path)
+    data = data_or_path if isinstance(data_or_path, bytes) else read_bytes(data_or_path, limits=limits)
     name = str(model) if model is not None else find_by_id(unpack_header(data, limits=limits)[0].model_id)
     codec = cached_codec(name, "cpu")
     container = Container.unpack(data, limits=limits)
     header = container.header
     codec.check(header)
     w, h = header.width, header.height
-    tiles = cut(Rect(0, 0, w, h), tile_side(header.tile, w, h))
+    whole = Rect(0, 0, w, h)
+    (limits or Limits()).count_workers(whole, 1, header.tile, w, h, threads=1)
+    tiles = cut(whole, tile_side(header.tile, w, h))
     position_bits = np.zeros(_sides_of_y(h, w))
     parts: dict[str, Part] = {}
     channel_bits, channel_zeros = (np.zeros(codec.model.config.M) for _ in range(2))
@@ -176,8 +177,7 @@ class _TileBits:
 
 
 def _sides_of_y(height: int, width: int) -> tuple[int, int]:
-    h, w = (-(-side // STRIDE_Z) * (STRIDE_Z // STRIDE_Y) for side in (height, width))
-    return h, w
+    return padded(height) // STRIDE_Y, padded(width) // STRIDE_Y
 
 
 def _inspect_tile(codec: Codec, tile: Tile, rect: Rect, level: int) -> _TileBits:
@@ -253,15 +253,11 @@ def _frame_parts(data: bytes) -> list[Part]:
     """Return the parts of a file, already checked, that are not streams: header, chunk frames, other chunks, checksum."""
     view = memoryview(data)
     _, start = unpack_header(view, limits=NO_LIMITS)
-    offset, end, frames, others = start, len(view) - 4, 0, []
-    while offset < end:
-        kind = view[offset]
-        length, inside = unpack_varint(view, offset + 1)
-        frames += inside - offset
-        if kind not in (Z, Y_TILE):
-            others.append(Part(f"chunk {_CHUNK_NAMES.get(kind, hex(kind))}", length))
-        offset = inside + length
-    return [Part("header", start), Part("chunk types and lengths", frames), *others, Part("checksum", 4)]
+    found = list(frames(view[:-4], start))
+    others = [frame for frame in found if frame.kind not in (Z, Y_TILE)]
+    heads = sum(frame.inside - frame.start for frame in found)
+    named = [Part(f"chunk {_CHUNK_NAMES.get(frame.kind, hex(frame.kind))}", frame.end - frame.inside) for frame in others]
+    return [Part("header", start), Part("chunk types and lengths", heads), *named, Part("checksum", 4)]
 
 
 def heatmap(inspection: Inspection, *, under: Image.Image | None = None, legend: bool = True) -> Image.Image:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
+from numbers import Integral
 
 import numpy as np
 import torch
@@ -19,9 +20,9 @@ from torch import Tensor
 from bitstream.container import Tile, TileSource
 from bitstream.engines import Engine
 from bitstream.errors import UsageError
-from bitstream.grid import TILE_BITS, Rect, cut, tile_side
+from bitstream.grid import TILE_BITS, Rect, cut, padded, tile_side
 from codec.images import Pixels
-from codec.workers import workers
+from codec.workers import Workers, workers
 from models import thumbnail
 from models.refine import STEPS
 from models.runtime import STRIDE_Y, LoadedModel, check_symbols
@@ -64,20 +65,21 @@ class TileEncoder:
         """Code all tiles at a level in 1/256; keep their latents if asked."""
         shares = dict.fromkeys(self.tiles, 0.0)
 
-        def report(tile: Rect, share: float) -> None:
+        def report(pool: Workers, tile: Rect, share: float) -> None:
+            pool.check()
             shares[tile] = share
             progress(sum(shares.values()) / len(shares))
 
-        def job(tile: Rect) -> CodedTile:
+        def job(pool: Workers, tile: Rect) -> CodedTile:
             y, z = self._analyse(tile)
             if effort:
-                y = self._model.refine(self._x, y, z, level, STEPS[effort], partial(report, tile), tile)
+                y = self._model.refine(self._x, y, z, level, STEPS[effort], partial(report, pool, tile), tile)
             coded = self._model.code(y, z, level, self._engine)
             kept = self._model.latents(coded.y_hat, level) if latents else torch.empty(0)
             return CodedTile(Tile(coded.payloads, coded.crc), coded.clamped, kept)
 
-        with workers(len(self.tiles)) as (submit, _):
-            return [future.result() for future in [submit(partial(job, tile)) for tile in self.tiles]]
+        with workers(len(self.tiles)) as pool:
+            return [future.result() for future in [pool.submit(partial(job, pool, tile)) for tile in self.tiles]]
 
     def _analyse(self, tile: Rect) -> tuple[Tensor, Tensor | None]:
         if self._kept is None:
@@ -101,11 +103,14 @@ def tile_latents(model: LoadedModel, engine: Engine, source: TileSource, tiles: 
 
 def check_area(crop: Iterable[int] | None, scale: int, width: int, height: int) -> Rect:
     """Return the area of a picture that a crop (left, top, width, height) names, or all. Raises UsageError."""
-    if scale not in SCALES:
+    if not isinstance(scale, Integral) or scale not in SCALES:
         raise UsageError(f"scale is 1/{scale}, expected one of {', '.join(f'1/{s}' for s in SCALES)}")
     if crop is None:
         return Rect(0, 0, width, height)
-    area = Rect(*crop)
+    numbers = tuple(crop) if isinstance(crop, Iterable) else ()
+    if len(numbers) != 4 or not all(isinstance(number, Integral) for number in numbers):
+        raise UsageError(f"crop is {crop!r}, expected four whole numbers: left, top, width, height")
+    area = Rect(*map(int, numbers))
     if area.left < 0 or area.top < 0 or area.width < 1 or area.height < 1 or area.right > width or area.bottom > height:
         raise UsageError(
             f"crop is {area.width}×{area.height} from column {area.left}, row {area.top}; expected a part of the picture of "
@@ -122,20 +127,21 @@ class TileDecoder:
         self.side = tile_side(bits, w, h)
         self.tiles = cut(Rect(0, 0, w, h), self.side)
         self._columns = -(-w // self.side)
-        self._size = tuple(-(-side // 64) * 64 // STRIDE_Y for side in (h, w))  # of y
+        self._size = padded(h) // STRIDE_Y, padded(w) // STRIDE_Y  # of y
         self._bits = bits
-        self._readout: Thumbnail | None = None
 
-    def decode(self, latents_of: Latents, area: Rect, scale: int = 1) -> Pixels:
+    def decode(self, latents_of: Latents, area: Rect, scale: int = 1, most: int | None = None) -> Pixels:
         """Return the pixels (H, W, 3) of an area, each the mean of scale × scale, fewer at its right and lower edge.
 
         An eighth from whole blocks is read from the latents where the checkpoint can: nearly the mean, without synthesis.
+        At most ``most`` tiles are worked on at once.
         """
         whole_blocks = scale == thumbnail.SCALE and area.left % scale == area.top % scale == 0
-        self._readout = self._model.thumbnail if whole_blocks else None
+        readout = self._model.thumbnail if whole_blocks else None
+        margin = self._model.g_s.margin if readout is None else 1
         out = np.empty((-(-area.height // scale), -(-area.width // scale), 3), np.uint8)
-        blocks = cut(area, 1 << (self._bits or TILE_BITS))
-        needs = [self._needed(block) for block in blocks]
+        blocks = cut(area, 1 << min(self._bits or TILE_BITS, TILE_BITS))
+        needs = [self._needed(block, margin) for block in blocks]
         last = {tile: number for number, need in enumerate(needs) for tile in need}
         latents: dict[int, Future[Tensor]] = {}
         running: deque[tuple[int, Future[None]]] = deque()
@@ -146,46 +152,50 @@ class TileDecoder:
             for tile in [tile for tile in latents if last[tile] <= number]:
                 del latents[tile]
 
-        with workers(len(last) + len(blocks) - 1) as (submit, count):
+        jobs = len(last) + len(blocks) - 1
+        with workers(jobs, most) as pool:
             for number, (block, need) in enumerate(zip(blocks, needs, strict=True)):
                 for tile in need:
                     if tile not in latents:
-                        latents[tile] = submit(partial(latents_of, tile))
-                job = partial(self._paint, out, area, block, scale, {tile: latents[tile] for tile in need})
-                running.append((number, submit(job)))
-                if len(running) > 2 * count:
+                        latents[tile] = pool.submit(partial(latents_of, tile))
+                parts = {tile: latents[tile] for tile in need}
+                job = partial(self._paint, out, area, block, scale, parts, readout, margin)
+                running.append((number, pool.submit(job)))
+                if len(running) > 2 * pool.threads:
                     finish()
             while running:
                 finish()
         return out
 
-    def _spans(self, block: Rect) -> tuple[Span, Span]:
+    def _spans(self, block: Rect, margin: int) -> tuple[Span, Span]:
         """Return the rows and columns of y that an area of pixels takes."""
         ends = ((block.top, block.bottom), (block.left, block.right))
-        margin = self._model.g_s.margin if self._readout is None else 1
         rows, columns = (
             Span.around(start // STRIDE_Y, -(-stop // STRIDE_Y), size, margin)
             for (start, stop), size in zip(ends, self._size, strict=True)
         )
         return rows, columns
 
-    def _needed(self, block: Rect) -> list[int]:
+    def _needed(self, block: Rect, margin: int) -> list[int]:
         """Return the numbers of the tiles that an area takes."""
         if len(self.tiles) == 1:
             return [0]
         step = self.side // STRIDE_Y
-        rows, columns = (range(span.low // step, (span.high - 1) // step + 1) for span in self._spans(block))
+        rows, columns = (range(span.low // step, (span.high - 1) // step + 1) for span in self._spans(block, margin))
         return [row * self._columns + column for row in rows for column in columns]
 
-    def _paint(self, out: Pixels, area: Rect, block: Rect, scale: int, parts: dict[int, Future[Tensor]]) -> None:
-        """Synthesise a block of pixels into its place."""
-        rows, columns = self._spans(block)
+    def _paint(
+        self, out: Pixels, area: Rect, block: Rect, scale: int, parts: dict[int, Future[Tensor]],
+        readout: Thumbnail | None, margin: int,
+    ) -> None:  # fmt: skip
+        """Synthesise a block of pixels, or read it out, into its place."""
+        rows, columns = self._spans(block, margin)
         latents = self._window(rows, columns, {tile: part.result() for tile, part in parts.items()})
         top, left = block.top - STRIDE_Y * rows.start, block.left - STRIDE_Y * columns.start
-        if self._readout is not None:
+        if readout is not None:
             (h, w), top, left = (-(-side // scale) for side in (block.height, block.width)), top // scale, left // scale
             first = [2 * (span.start - span.low) for span in (rows, columns)]
-            x_hat = self._readout(latents)[..., first[0] + top :, first[1] + left :][..., :h, :w]
+            x_hat = readout(latents)[..., first[0] + top :, first[1] + left :][..., :h, :w]
         else:
             x_hat = self._model.synthesise(latents, rows, columns)[..., top : top + block.height, left : left + block.width]
             if scale > 1:

@@ -73,7 +73,8 @@ def _check_limits(data: bytes, header: Header, limits: Limits) -> None:
 
     limits.check_bytes(len(data))
     limits.check_size(header.width, header.height)
-    limits.check_memory(Rect(0, 0, header.width, header.height), header.tile, header.width, header.height)
+    area = Rect(0, 0, header.width, header.height)
+    limits.count_workers(area, 1, header.tile, header.width, header.height, threads=1)
 
 
 def _error_of(decode: Callable[[int], object], number: int) -> str | None:

@@ -2,37 +2,84 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
 
 T = TypeVar("T")
-Submit = Callable[[Callable[[], T]], "Future[T]"]
 
 
-def _at_once(job: Callable[[], T]) -> Future[T]:
-    done: Future[T] = Future()
-    done.set_result(job())
-    return done
+class Workers:
+    """Runs jobs without arguments, first come, first served."""
+
+    def __init__(self, pool: ThreadPoolExecutor | None, threads: int) -> None:
+        self._pool, self.threads = pool, threads
+        self._stopped = threading.Event()
+
+    def submit(self, job: Callable[[], T]) -> Future[T]:
+        """Start a job, or run it at once where there is no pool."""
+        if self._pool is not None:
+            return self._pool.submit(job)
+        done: Future[T] = Future()
+        done.set_result(job())
+        return done
+
+    def stop(self) -> None:
+        """Cancel what has not begun, and let long jobs end at their next ``check``."""
+        self._stopped.set()
+
+    def check(self) -> None:
+        """Raise CancelledError in a job whose result nobody waits for any more."""
+        if self._stopped.is_set():
+            raise CancelledError
+
+
+class _TorchThreads:
+    """torch's number of threads, which workers set to one, for themselves and for threads to come; put back later."""
+
+    def __init__(self) -> None:
+        self._lock, self._pools, self._number = threading.Lock(), 0, 1
+
+    def enter(self) -> int:
+        """Return the number that a caller has."""
+        with self._lock:
+            if self._pools == 0:
+                self._number = torch.get_num_threads()
+            self._pools += 1
+            return self._number
+
+    def leave(self) -> None:
+        """Put the number back."""
+        with self._lock:
+            self._pools -= 1
+            torch.set_num_threads(self._number)
+
+
+_torch_threads = _TorchThreads()
 
 
 @contextmanager
-def workers(jobs: int) -> Iterator[tuple[Submit, int]]:
-    """Give what runs jobs without arguments in as many threads as torch has, first come, first served; and that number.
+def workers(jobs: int, most: int | None = None) -> Iterator[Workers]:
+    """Give as many workers as torch has threads, not more than ``most`` or than there are jobs.
 
-    A single job runs in the caller's thread, with all of torch's threads: they would only wait for each other otherwise.
+    A single job runs in the caller's thread, with all of torch's threads.
     """
-    threads = torch.get_num_threads()
-    count = min(threads, jobs)
-    if count == 1 and jobs == 1:
-        yield _at_once, 1
+    if jobs == 1:
+        yield Workers(None, 1)
         return
+    number = _torch_threads.enter()
+    count = max(min(number, jobs, most or number), 1)
     pool = ThreadPoolExecutor(count, thread_name_prefix="codec", initializer=torch.set_num_threads, initargs=(1,))
+    running = Workers(pool, count)
     try:
-        yield pool.submit, count
+        yield running
+    except BaseException:
+        running.stop()
+        raise
     finally:
         pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(threads)
+        _torch_threads.leave()

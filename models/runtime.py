@@ -21,7 +21,7 @@ from torch import Tensor
 from bitstream.coder import StreamReader, StreamWriter
 from bitstream.engines import Engine
 from bitstream.errors import CheckpointError, DesyncError, UsageError
-from bitstream.grid import Rect
+from bitstream.grid import Rect, padded
 from bitstream.mixture import mixture_crc
 from bitstream.tables import constants_crc
 from models.checkpoint import Checkpoint, load_checkpoint
@@ -167,9 +167,9 @@ class LoadedModel:
         begin = time.perf_counter()
         spans = []
         for start, stop, size in ((tile.top, tile.bottom, x.shape[-2]), (tile.left, tile.right, x.shape[-1])):
-            padded = _padded(size)
-            wanted = Span.around(start, min(_padded(stop), padded), padded, STRIDE_Y * positions)
-            spans.append(Span.around(wanted.low, wanted.high, padded, self.g_a.margin))
+            whole = padded(size)
+            wanted = Span.around(start, min(padded(stop), whole), whole, STRIDE_Y * positions)
+            spans.append(Span.around(wanted.low, wanted.high, whole, self.g_a.margin))
         rows, columns = spans
         window = x[..., rows.low : rows.high, columns.low : columns.high].to(self.device)
         if window.dtype == torch.uint8:
@@ -249,7 +249,7 @@ class LoadedModel:
         """Decode only the symbols of a tile of h × w pixels; return integer y_hat (h', w', M) in 1/256 and the symbol CRC."""
         begin = time.perf_counter()
         reader = StreamReader(engine, payloads)
-        rows, columns = (_padded(side) // STRIDE_Y for side in (h, w))
+        rows, columns = (padded(side) // STRIDE_Y for side in (h, w))
         y_hat = self.entropy.code_latents(reader, level, rows, columns, None)
         self._time("entropy", begin)
         return y_hat, reader.crc
@@ -257,7 +257,3 @@ class LoadedModel:
     def _time(self, stage: str, begin: float) -> None:
         with self._lock:
             self.timings[stage] = self.timings.get(stage, 0.0) + time.perf_counter() - begin
-
-
-def _padded(side: int) -> int:
-    return -(-side // STRIDE_Z) * STRIDE_Z

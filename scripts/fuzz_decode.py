@@ -3,9 +3,9 @@
     python scripts/fuzz_decode.py --files 100000 --jobs 2 --seed 1 -o results/fuzz.json
 
 Golden files of all tiny models, and in a smaller share files of the shipped checkpoints, are mutated by
-``tests/fuzz/mutations.py``. Each file must be decoded or refused with a helpful CodecError, in less than 5 s and with at most
-512 MiB of memory above what the worker had before it. A worker that crashes or hangs is replaced. What is found is saved as a
-file; exit 1 then.
+``tests/fuzz/mutations.py``. Each file, and a part of it read on its own, must be decoded or refused with a helpful
+CodecError, in less than 5 s and with at most 512 MiB of memory above what the worker had before it. A worker that crashes or
+hangs is replaced. What is found is saved as a file; exit 1 then.
 
 Workers have a limit of address space too, but a wide one: torch keeps compiled kernels of each new shape, and crashes where it
 finds no room for one.
@@ -141,6 +141,7 @@ def work(job: Job, slot: Slot, pipe: Connection) -> None:
             before = peak_rss()
             slot.since = begin = time.time()
             try:
+                decoding.judge_part(codecs[name], data)
                 outcome = decoding.judge(codecs[name], data)
                 row = outcome.name, outcome.deep, ""
                 again = decoding.with_right_symbol_crc(data, outcome)

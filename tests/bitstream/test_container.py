@@ -298,7 +298,7 @@ def test_skips_ancillary_chunks_wherever_they_stand(kind):
         assert Container.unpack(chunked(*chunks)) == plain
 
 
-@pytest.mark.parametrize("kind", [0, ALPHA, 4, 0x7F])
+@pytest.mark.parametrize("kind", [0, ALPHA, 5, 0x7F])
 def test_rejects_other_chunks_that_are_not_ancillary(kind):
     with pytest.raises(FormatError, match=f"chunk type {kind} is not known.*newer codec"):
         Container.unpack(chunked((Z, b""), (Y_TILE, b""), (kind, b"")))
@@ -314,3 +314,8 @@ def test_rejects_missing_repeated_and_misplaced_chunks(kinds):
 def test_rejects_sealed_bytes_behind_the_last_chunk(trailing):
     with pytest.raises(FormatError):
         Container.unpack(sealed(FILE[:-4] + trailing))
+
+
+def test_rejects_an_index_in_a_file_of_one_tile():
+    with pytest.raises(FormatError, match=r"chunks are \[1, 2, 4\], expected one Z and one Y_TILE"):
+        Container.unpack(chunked((Z, b"\xaa"), (Y_TILE, b"\xbb\xcc"), (4, b"")))

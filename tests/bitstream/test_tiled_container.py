@@ -9,7 +9,7 @@ import zlib
 
 import pytest
 
-from bitstream.container import EXIF, INDEX, Container, Tile, Z, open_container
+from bitstream.container import EXIF, INDEX, Y_TILE, Container, Tile, Z, open_container
 from bitstream.errors import CodecError, FormatError, LimitError
 from bitstream.header import Header
 from bitstream.limits import Limits
@@ -30,6 +30,12 @@ def sealed(body: bytes) -> bytes:
 def sealed_index(head_and_entries: bytes, rest: bytes) -> bytes:
     """Return a file with the right checksums of index and file."""
     return sealed(sealed(head_and_entries) + rest)
+
+
+def _read_all(data: bytes) -> list[Tile]:
+    """Return the tiles, read one by one."""
+    source = open_container(io.BytesIO(data))
+    return [source.tile(number) for number in range(source.header.n_tiles)]
 
 
 class Counting(io.BytesIO):
@@ -87,7 +93,7 @@ def test_ancillary_chunks_between_the_tiles_are_refused():
     chunks = [*CONTAINER.chunks[:2], (EXIF, b""), *CONTAINER.chunks[2:]]
     body = dataclasses.replace(CONTAINER, chunks=CONTAINER.chunks).pack()[: HEAD_BYTES + INDEX_BYTES]
     frames = b"".join(bytes([kind, *([len(p)] if len(p) < 128 else [0xC8, 0x01])]) + p for kind, p in chunks)
-    with pytest.raises(FormatError, match="a tile begins at byte"):
+    with pytest.raises(FormatError, match="chunk 130 is between tiles"):
         Container.unpack(sealed(body + frames))
 
 
@@ -103,12 +109,8 @@ def test_every_damaged_byte_is_noticed_when_a_tile_is_read(place):
     data = bytearray(FILE)
     data[place] ^= 0x41
 
-    def read_all():
-        source = open_container(io.BytesIO(bytes(data)))
-        return [source.tile(number) for number in range(source.header.n_tiles)]
-
     with pytest.raises(CodecError):
-        read_all()
+        _read_all(bytes(data))
 
 
 @pytest.mark.parametrize("length", range(len(FILE)))
@@ -130,10 +132,13 @@ def forged(change) -> bytes:
     ("offset", "value", "message"),
     [
         (0, Z, "expected the index, 4"),
-        (1, 0x7F, "header and index have checksum"),
+        (1, 22, "header and index have checksum"),
+        (1, 0x7F, "the index claims 127 bytes for 2 tiles"),
         (1, 0xFF, "the index claims"),
         (1, 3, "the index claims 3 bytes for 2 tiles"),
-        (2, 8, "a tile begins at byte|bytes are left|checksum"),
+        (2, 8, "a tile has the bytes 46 … 52, the index says 46 … 53"),
+        (9 + 2, 0xCC, "a tile has the bytes 53 … 257, the index says 53 … 256"),
+        (9 + 2, 0xCE, "a tile has the bytes 53 … 257, the index says 53 … 258"),
         (3, 0x56, "the tile at byte 46 has checksum"),
         (7, 0x45, "symbol CRC is"),
     ],
@@ -146,7 +151,7 @@ def test_a_forged_index_is_refused(offset, value, message):
     with pytest.raises(FormatError, match=message):
         Container.unpack(data)
     with pytest.raises(FormatError):
-        open_container(io.BytesIO(data)).tile(0)
+        _read_all(data)
 
 
 def test_an_index_that_is_too_long_is_refused():
@@ -176,7 +181,7 @@ def test_limits_are_checked_when_a_file_is_opened():
     with pytest.raises(LimitError, match="300×200"):
         open_container(io.BytesIO(FILE), limits=Limits(max_pixels=100))
     with pytest.raises(LimitError, match=f"the file has {len(FILE)} bytes, the limit is 10"):
-        open_container(io.BytesIO(FILE), limits=Limits(max_bytes=10))
+        open_container(io.BytesIO(FILE), limits=Limits(max_memory=10))
 
 
 def test_the_index_of_a_picture_of_very_many_tiles_is_refused_by_its_length():
@@ -184,3 +189,32 @@ def test_the_index_of_a_picture_of_very_many_tiles_is_refused_by_its_length():
     head = header.pack() + bytes([INDEX, 20]) + bytes(16)
     with pytest.raises(FormatError, match="for 65536 tiles"):
         Container.unpack(sealed(sealed(head)), limits=Limits(max_pixels=2**40))
+
+
+@pytest.mark.parametrize("inside", [b"", b"x"])
+def test_other_chunks_inside_a_tile_are_refused(inside):
+    """The index may cover them: a reader of the whole and one of the tile say the same."""
+    header = dataclasses.replace(HEADER, width=10, height=10)
+    container = Container.of_tiles(header, [Tile([b"\xaa" + bytes([EXIF, len(inside)]) + inside, b"\xbb"], 7)])
+    data = bytearray(container.pack())
+    data[data.index(b"\x01" + bytes([3 + len(inside)]) + b"\xaa") + 1] = 1  # the first payload ends: EXIF is a chunk
+    start = data.index(b"\x01\x01\xaa")
+    tile = bytes(data[start:-4])
+    entries = bytes([len(tile)]) + struct.pack("<II", zlib.crc32(tile), 7)
+    forged = sealed_index(header_bytes(container) + bytes([INDEX, len(entries) + 4]) + entries, tile)
+    for read in (Container.unpack, _read_all):
+        with pytest.raises(FormatError, match="is between tiles"):
+            read(forged)
+
+
+def header_bytes(container: Container) -> bytes:
+    """Return the header."""
+    return container.header.pack()
+
+
+@pytest.mark.parametrize("kind", [Z, Y_TILE, EXIF, 0xFF])
+def test_very_many_chunks_are_refused_at_once(kind):
+    one_tile = dataclasses.replace(HEADER, tile=0)
+    spam = one_tile.pack() + bytes([Z, 0, Y_TILE, 0]) + bytes([kind, 0]) * 100_000
+    with pytest.raises(FormatError, match="chunks are|ancillary chunks"):
+        Container.unpack(sealed(spam))

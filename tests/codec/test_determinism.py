@@ -24,11 +24,8 @@ import torch
 from PIL import Image
 
 from bitstream.container import Container
-from bitstream.engines import default_engine
 from bitstream.engines.reference import ReferenceEngine
 from codec import Codec
-from codec.api import to_pixels
-from codec.images import to_pil
 from models.runtime import LoadedModel
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -125,13 +122,9 @@ def test_every_models_file_decodes_alike_under_matmul_precision_medium(codecs, f
 def test_every_models_file_decodes_with_bf16_transforms(codecs, few):
     """Nobody decodes so by default. The symbols stay; pixels move by what 8 bits of mantissa are worth."""
     for path in few:
-        model = codec_of(codecs, path).model
-        container = Container.unpack(path.read_bytes())
-        header = container.header
-        half = LoadedModel(model.checkpoint, torch.device("cpu"), dtype=torch.bfloat16)
-        payloads = [payload for _, payload in container.chunks]
-        x_hat = half.decompress(payloads, header.level, header.height, header.width, default_engine(), header.symbol_crc)
-        assert off_by(to_pil(to_pixels(x_hat), gray=header.gray), path) <= BF16_OFF, path.name
+        codec, half = codec_of(codecs, path), copy.copy(codec_of(codecs, path))
+        half.model = LoadedModel(codec.model.checkpoint, torch.device("cpu"), dtype=torch.bfloat16)
+        assert off_by(half.decode(path.read_bytes()), path) <= BF16_OFF, path.name
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -16,6 +16,7 @@ from bitstream.coder import StreamReader, StreamWriter
 from bitstream.container import EXIF, Y_TILE, Container, Z
 from bitstream.engines.reference import ReferenceEngine
 from bitstream.errors import CheckpointError, DesyncError, FormatError, LimitError
+from bitstream.grid import Rect, cut, tile_side
 from bitstream.header import Header
 from bitstream.limits import Limits
 from bitstream.recording import RecordingReader, StreamCost, ideal_bits
@@ -61,9 +62,9 @@ def test_parts_add_up_to_the_file(file):
     found = read(file)
     assert found.n_bytes == sum(part.n_bytes for part in found.parts) == file.stat().st_size
     container = Container.unpack(file.read_bytes())
-    of_chunks = {kind: len(payload) for kind, payload in container.chunks}
-    assert sum(part.n_bytes for part in found.parts if part.name == "z") == of_chunks[Z]
-    assert sum(part.n_bytes for part in found.parts if part.name.startswith("y")) == of_chunks[Y_TILE]
+    of_z, of_y = (sum(len(payload) for kind, payload in container.chunks if kind == wanted) for wanted in (Z, Y_TILE))
+    assert sum(part.n_bytes for part in found.parts if part.name == "z") == of_z
+    assert sum(part.n_bytes for part in found.parts if part.name.startswith("y")) == of_y
     assert found.parts[0].n_bytes == len(container.header.pack())
 
 
@@ -96,16 +97,20 @@ def test_payloads_are_a_little_longer_than_ideal(file):
 
 
 def groups_of(path: Path):
-    """Return what a recording reader of a golden file read, its symbols checked against those of a plain one."""
+    """Return what recording readers of a golden file's tiles read, the symbols checked against those of plain ones."""
     container = Container.unpack(path.read_bytes())
-    header, payloads = container.header, [payload for _, payload in container.chunks]
+    header, groups = container.header, []
     codec = cached_codec(str(checkpoint_of(path)), "cpu")
-    h, w = (-(-side // 64) * 4 for side in (header.height, header.width))
-    plain, recording = (reader(codec.engine, payloads) for reader in (StreamReader, RecordingReader))
-    y_hats = [codec.model.entropy.code_latents(reader, header.level, h, w, None) for reader in (plain, recording)]
-    assert torch.equal(*y_hats)
-    assert plain.crc == recording.crc == header.symbol_crc
-    return recording.groups
+    tiles = cut(Rect(0, 0, header.width, header.height), tile_side(header.tile, header.width, header.height))
+    for number, rect in enumerate(tiles):
+        payloads, crc = container.tile(number)
+        h, w = (-(-side // 64) * 4 for side in (rect.height, rect.width))
+        plain, recording = (reader(codec.engine, payloads) for reader in (StreamReader, RecordingReader))
+        y_hats = [codec.model.entropy.code_latents(reader, header.level, h, w, None) for reader in (plain, recording)]
+        assert torch.equal(*y_hats)
+        assert plain.crc == recording.crc == crc
+        groups += recording.groups
+    return groups
 
 
 def test_ideal_bits_are_those_of_the_row_cut_to_the_range():

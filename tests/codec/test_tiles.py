@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
+import threading
 
 import numpy as np
 import pytest
@@ -19,6 +21,7 @@ from codec import Codec, images, info, inspect
 from codec.cli import main
 from codec.metrics import psnr_db
 from codec.tiles import TileDecoder
+from codec.workers import workers
 from models.registry import MODELS
 from models.runtime import LoadedModel
 
@@ -164,10 +167,15 @@ def test_targets_are_met_in_tiles(tiny_codec, picture, options):
 
 def test_effort_refines_tiles_without_seams(tiny_codec, picture):
     source, shares = picture(*SIZE), []
-    plain = psnr_db(source, images.load(tiny_codec.decode(tiny_codec.encode(source, quality=50))).pixels)
-    data = tiny_codec.encode(source, quality=50, effort=1, progress=shares.append)
-    assert psnr_db(source, images.load(tiny_codec.decode(data)).pixels) > plain - 0.5
+    plain, refined = (tiny_codec.encode(source, quality=50, effort=effort, progress=shares.append) for effort in (0, 2))
     assert max(shares) == pytest.approx(1.0)
+    errors = [np.square(pixels(tiny_codec.decode(data)) - source) for data in (plain, refined)]
+    weight = 1.4 * float(tiny_codec.model.config.lmbda(torch.tensor(info(plain).level / 256)))
+    costs = [8 * len(data) + weight * error.mean(2).sum() for data, error in zip((plain, refined), errors, strict=True)]
+    assert costs[1] < costs[0]
+    ratios = errors[1] / (errors[0].mean() + 1e-9)
+    seam = np.concatenate([ratios[250:262].ravel(), ratios[:, 250:262].ravel(), ratios[:, 506:518].ravel()])
+    assert seam.mean() < 1.15 * ratios.mean() + 0.05 * errors[0].mean()
 
 
 def test_the_refined_tile_sees_what_is_around_it(tiny_codec, picture, monkeypatch):
@@ -221,14 +229,13 @@ def test_swapped_tiles_are_noticed(tiny_codec, tiled):
         tiny_codec.decode(Container.of_tiles(container.header, tiles).pack())
 
 
-def test_the_memory_of_a_large_single_tile_is_refused_before_it_is_taken(tiny_codec, small_file):
+def test_the_memory_of_a_large_single_tile_is_refused_before_it_is_taken(tiny_codec, tiny_checkpoint, small_file):
     header = Container.unpack(small_file).header
-    import dataclasses
-
     huge = dataclasses.replace(header, width=2**14, height=2**14)
     data = Container(huge, Container.unpack(small_file).chunks).pack()
-    with pytest.raises(LimitError, match=r"decoding 16384×16384 pixels may take \d\d\.\d GiB of memory, the limit is 4.0"):
-        tiny_codec.decode(data)
+    for read in (tiny_codec.decode, lambda data: inspect(data, model=str(tiny_checkpoint))):
+        with pytest.raises(LimitError, match=r"decoding 16384×16384 pixels may take \d\d\.\d GiB of memory, the limit is 4.0"):
+            read(data)
 
 
 @pytest.fixture
@@ -253,6 +260,82 @@ def test_symbols_that_do_not_fit_are_counted(tiny_codec, picture):
     coded = model.code(y * 1e5, z, 768, tiny_codec.engine)
     assert coded.clamped > 100
     assert model.code(y, z * 1e5, 768, tiny_codec.engine).clamped > 10
+
+
+@pytest.mark.parametrize("crop", [(0, 0, 10), (0.0, 0, 5, 5), ("0", "0", "5", "5"), 7, (0, 0, 5, 5, 5)])
+def test_crops_of_another_kind_are_refused(tiny_codec, tiled, crop):
+    with pytest.raises(UsageError, match="expected four whole numbers"):
+        tiny_codec.decode(tiled, crop=crop)
+
+
+@pytest.mark.parametrize("scale", [8.0, "1/8", None])
+def test_scales_of_another_kind_are_refused(tiny_codec, tiled, scale):
+    with pytest.raises(UsageError, match="scale is"):
+        tiny_codec.decode(tiled, scale=scale)
+
+
+def test_callers_at_once_keep_the_number_of_threads(tiny_codec, tiled, threads):
+    threads(2)
+    expected, seen = pixels(tiny_codec.decode(tiled)), []
+
+    def call():
+        for _ in range(3):
+            assert np.abs(pixels(tiny_codec.decode(tiled)) - expected).max() <= 1
+
+    callers = [threading.Thread(target=call) for _ in range(3)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    later = threading.Thread(target=lambda: seen.append(torch.get_num_threads()))
+    later.start()
+    later.join()
+    assert [torch.get_num_threads(), *seen] == [2, 2]
+
+
+def test_long_jobs_end_when_nobody_waits(threads):
+    threads(2)
+    begun, ended = threading.Event(), []
+
+    def endless(pool):
+        begun.set()
+        try:
+            while True:
+                pool.check()
+        finally:
+            ended.append(1)
+
+    def interrupted():
+        with workers(3) as pool:
+            pool.submit(lambda: endless(pool))
+            begun.wait(20)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert ended == [1]
+
+
+@pytest.mark.parametrize("end", [b"junk", bytes(400)])
+def test_what_follows_a_file_is_refused_on_disk_too(tmp_path, tiny_checkpoint, tiled, end):
+    (tmp_path / "a.lic").write_bytes(tiled + end)
+    with pytest.raises(FormatError, match="checksum"):
+        codec.decode_file(tmp_path / "a.lic", tmp_path / "b.png", model=tiny_checkpoint)
+
+
+def test_blocks_are_small_where_tiles_are_large(tiny_codec, picture, monkeypatch):
+    """A header may say tiles of 32768: what is synthesised at once stays within 1024."""
+    monkeypatch.setattr("codec.api.tile_bits", lambda width, height: 15)
+    data, sizes = tiny_codec.encode(picture(1100, 70), quality=20), []
+    synthesise = tiny_codec.model.synthesise
+
+    def watch(latents, rows, columns):
+        sizes.append(16 * (rows.stop - rows.start))
+        return synthesise(latents, rows, columns)
+
+    monkeypatch.setattr(tiny_codec.model, "synthesise", watch)
+    tiny_codec.decode(data)
+    assert sorted(sizes) == [80, 1024]
 
 
 # --- the command line
@@ -297,7 +380,7 @@ def test_a_crop_outside_exits_with_2(run, file, tmp_path, tiny_checkpoint):
 
 
 def test_max_memory_is_a_limit(run, file, tmp_path, tiny_checkpoint):
-    result = run("decode", file, tmp_path / "a.png", "--model", tiny_checkpoint, "--max-memory", "100MB")
+    result = run("decode", file, tmp_path / "a.png", "--model", tiny_checkpoint, "--max-memory", "1GB")
     assert result.exit_code == 1
     assert "raise it with --max-memory" in result.output
 

@@ -40,6 +40,7 @@ def main() -> None:
             return
         codec = codecs[decoding.checkpoint_of(data, codecs) or names[len(data) % len(names)]]
         for _ in range(decoding.ROUNDS):
+            decoding.judge_part(codec, data)
             again = decoding.with_right_symbol_crc(data, decoding.judge(codec, data))
             if again is None:
                 break
