@@ -12,8 +12,9 @@ from types import FrameType
 def run() -> None:
     """Run the command line in a process of its own."""
     _open_standard_streams()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup, or with & in a script
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # the last is the terminal's end; Windows has none
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup, or with & in a script
             signal.signal(number, _stop)
     from codec.cli import main
 

@@ -6,6 +6,8 @@ import contextlib
 import io
 import os
 import secrets
+import stat
+from collections.abc import Iterator
 from os import PathLike
 from pathlib import Path
 from typing import BinaryIO
@@ -19,26 +21,42 @@ _EXISTS = "{} exists: give -f (overwrite=True) to replace it"
 def write_atomic(path: str | PathLike[str], data: bytes, *, overwrite: bool = False) -> None:
     """Write to a temporary name in the same folder, then give it the name; on any error nothing is left.
 
-    Who is killed outright may leave ``.NAME.*.partial``. Raises UsageError if the file exists, or has appeared meanwhile, and
+    A file that is overwritten keeps its permission bits, and its owner where we may set it; a link is written through. Who is
+    killed outright may leave ``.codec-*.partial``. Raises UsageError if the file exists, or has appeared meanwhile, and
     ``overwrite`` is false; WriteError if the disk is full or the folder cannot be written.
     """
     target = Path(path)
     check_target(target, overwrite=overwrite)
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
+    temporary: Path | None = None
     try:
-        with open(temporary, "xb") as file:
+        real = Path(os.path.realpath(target, strict=True)) if overwrite and target.is_symlink() else target
+        temporary = real.with_name(f".codec-{secrets.token_hex(8)}.partial")  # short: the target's may have all 255 bytes
+        old = os.stat(real) if overwrite and real.exists() else None
+        with _create(temporary, old) as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())  # else a crash of the machine can keep the new name and lose the bytes; some 5 ms
         if overwrite:
-            os.replace(temporary, target)
+            os.replace(temporary, real)
         else:
             _give_name(temporary, target)
     except OSError as error:
         raise WriteError(f"{target}: cannot be written ({error.strerror})") from error
     finally:
-        with contextlib.suppress(OSError):  # on success it is gone, or a second name of the target
-            os.unlink(temporary)
+        if temporary is not None:
+            with contextlib.suppress(OSError):  # on success it is gone, or a second name of the target
+                os.unlink(temporary)
+
+
+def _create(path: Path, old: os.stat_result | None) -> BinaryIO:
+    """Create an empty file, with the permissions of the one it will replace; never with wider ones, not for a moment."""
+    file = open(path, "xb", opener=lambda name, flags: os.open(name, flags, 0o666 if old is None else 0o600))
+    if old is not None:
+        with contextlib.suppress(OSError, AttributeError):  # only root gives files away; Windows has no owners
+            os.chown(path, old.st_uid, old.st_gid)
+        with contextlib.suppress(OSError):  # FAT, some network drives: one mode for all files
+            os.chmod(path, stat.S_IMODE(old.st_mode) & 0o777)
+    return file
 
 
 def _give_name(temporary: Path, target: Path) -> None:
@@ -60,6 +78,8 @@ def check_target(path: str | PathLike[str], *, overwrite: bool) -> None:
             raise UsageError(f"{target} is a folder, expected a file name")
         if not target.parent.is_dir():
             raise UsageError(f"{target.parent} is not a folder: create it first")
+        if target.is_symlink() and not target.exists():
+            raise UsageError(f"{target} is a link to a file that is not there: remove the link first")
         if target.exists() and not target.is_file():
             raise UsageError(f"{target} is a device or pipe, expected a file name")
         if target.exists() and not overwrite:
@@ -74,20 +94,37 @@ def open_bytes(path: str | PathLike[str], *, limits: Limits | None = None) -> Bi
     Raises UsageError if it cannot be, LimitError if it is larger than ``limits`` allow.
     """
     limits = limits or Limits()
-    try:
-        file = open(path, "rb")
-        if Path(path).is_file():
-            limits.check_bytes(os.fstat(file.fileno()).st_size)
+    with _unreadable(path), contextlib.ExitStack() as stack:
+        file = stack.enter_context(open(path, "rb"))
+        status = os.fstat(file.fileno())
+        if stat.S_ISREG(status.st_mode):
+            limits.check_bytes(status.st_size)
+            stack.pop_all()  # stays open
             return file
+<<<<<<< ours
         with file:
             data = file.read(limits.max_memory + 1)
         limits.check_bytes(len(data))
         return io.BytesIO(data)
     except (OSError, ValueError) as error:  # a name with a NUL is a ValueError
         raise UsageError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
+=======
+        data = file.read(limits.max_bytes + 1)
+    limits.check_bytes(len(data))
+    return io.BytesIO(data)
+>>>>>>> theirs
 
 
 def read_bytes(path: str | PathLike[str], *, limits: Limits | None = None) -> bytes:
     """Return the bytes of a file. Raises what ``open_bytes`` raises."""
-    with open_bytes(path, limits=limits) as file:
+    with open_bytes(path, limits=limits) as file, _unreadable(path):
         return file.read()
+
+
+@contextlib.contextmanager
+def _unreadable(path: str | PathLike[str]) -> Iterator[None]:
+    """Turn what goes wrong in reading a file into a UsageError."""
+    try:
+        yield
+    except (OSError, ValueError) as error:  # a name with a NUL is a ValueError
+        raise UsageError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error

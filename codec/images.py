@@ -11,6 +11,7 @@ import re
 import struct
 import threading
 import warnings
+import zlib
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from bitstream.errors import ImageError
 from bitstream.limits import Limits
@@ -41,6 +42,19 @@ _LOSSLESS = {"PNG", "WEBP", "TIFF", "BMP", "DIB", "PPM", "TGA", "PCX", "SGI", "J
 _RESIZING = {"ICO", "ICNS"}  # icons: Pillow shrinks the picture
 _ROWS = 1024  # of a picture, converted at once
 _PILLOW = threading.Lock()  # its limit is one for all threads
+# What Pillow and its plugins raise for damage. SyntaxError: their own word for a bad header.
+_DAMAGE = (
+    OSError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, EOFError, RuntimeError, struct.error, zlib.error,
+)  # fmt: skip
+_TURNS = {  # EXIF orientation → what makes the picture upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 _DIRECT = {"RGB": "RGB", "L": "L", "1": "L", "P": "RGB", "YCbCr": "RGB"}
 
 
@@ -71,13 +85,16 @@ def load(source: ImageLike, *, limits: Limits | None = None) -> Picture:
             return _from_pil(image, name)
     except UnidentifiedImageError as error:
         raise ImageError(f"{name}: not a picture that Pillow can read: give a PNG, JPEG, WebP, TIFF or BMP file") from error
-    except (OSError, SyntaxError, ValueError, RuntimeError) as error:  # what Pillow's plugins raise for damage
-        reason = getattr(error, "strerror", None) or str(error)
+    except _DAMAGE as error:
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise ImageError(f"{name}: cannot be read ({reason})") from error
 
 
 def _open(path: Path) -> Image.Image:
-    """Open a picture of any size: ours is the limit that counts, and Pillow's has no option."""
+    """Open a picture of any size: ours is the limit that counts, and Pillow's has no option.
+
+    Pillow's limit is off for the whole process during the call, so also for a caller's own ``Image.open`` in another thread.
+    """
     with _PILLOW:
         before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
@@ -97,13 +114,15 @@ def _from_array(array: NDArray[np.generic]) -> Picture:
 def _from_pil(image: Image.Image, name: str) -> Picture:
     if problem := _unsupported(image):
         raise ImageError(f"{name}: {problem}")
+    orientation = _orientation(image)  # reads to the end of a PNG, where more metadata may be
     left = [label for key, label in _METADATA.items() if image.info.get(key)]
     if image.format == "MPO" and getattr(image, "n_frames", 1) > 1:
         left.append("further pictures of a multi-picture file")
-    turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
-    upright = ImageOps.exif_transpose(image) if turned else image
     if left:
-        warnings.warn(f"{name}: {', '.join(left)} not stored (orientation is applied)", UserWarning, stacklevel=4)
+        unread = "the EXIF data cannot be read: an orientation is not applied"
+        turned = unread if orientation is None else "orientation is applied"
+        warnings.warn(f"{name}: {', '.join(left)} not stored ({turned})", UserWarning, stacklevel=4)
+    upright = image.transpose(_TURNS[orientation]) if orientation in _TURNS else image
     mode = _DIRECT[upright.mode]
     pixels = np.empty((upright.height, upright.width, 3), np.uint8)
     if 0 in pixels.shape:
@@ -112,6 +131,15 @@ def _from_pil(image: Image.Image, name: str) -> Picture:
         part = upright.crop((0, top, upright.width, min(top + _ROWS, upright.height)))
         pixels[top : top + _ROWS] = np.asarray(part.convert(mode).convert("RGB"))
     return Picture(pixels, mode == "L")
+
+
+def _orientation(image: Image.Image) -> int | None:
+    """Return the EXIF orientation, 1 if there is none, None if the EXIF data cannot be read; damage to the pixels is raised."""
+    image.load()
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation, 1)
+    except _DAMAGE:
+        return None
 
 
 def _unsupported(image: Image.Image) -> str | None:

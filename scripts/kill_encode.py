@@ -80,7 +80,7 @@ class Bench:
 
     def partials(self) -> list[Path]:
         """Return the temporary files in the folder."""
-        return list(self.folder.glob(".*.partial"))
+        return list(self.folder.glob(".codec-*.partial"))
 
     def found(self, job: str) -> str:
         """Return what stands under the target's name: "nothing", "old", "whole" or "HALF"."""

@@ -154,6 +154,39 @@ def speed(result: dict[str, Any]) -> str:
     )
 
 
+def scale(result: dict[str, Any]) -> str:
+    """Return the section on large pictures."""
+    rows = []
+    for r in result["rows"]:
+        megapixels = r["width"] * r["height"] / 1e6
+        commands = [r[command] for command in ("encode", "decode", "thumbnail")]
+        cells = [f"{command['seconds'] / megapixels:.2f}" for command in commands]
+        cells += [f"{command['peak_mb'] / 1000:.2f}" for command in commands[:2]]
+        crop = r["crop"]
+        cells.append(f"{crop['seconds']:.2f} s, {100 * crop['seconds'] / r['decode']['seconds']:.1f} %")
+        rows.append([f"{megapixels:.1f}", *cells, f"{100 * crop['bytes_read'] / r['bytes']:.1f} %"])
+    head = ["megapixels", "encode (s per MP)", "decode (s per MP)", "1/8 (s per MP)", "peak memory, encode (GB)", "decode (GB)"]
+    return (
+        f"Large pictures, `{result['model']}` at quality {result['quality']:g}, {result['threads']} threads, {result['cpu']}; "
+        "memory is all that the process had resident, PNG files read and written included; the crop is 512×512 pixels from the "
+        "middle, in seconds and parts of the whole picture's time and bytes:\n\n"
+        + table([*head, "crop", "bytes read"], rows)
+        + "\n![Time and memory over megapixels](docs/scale.svg)\n"
+    )
+
+
+def trust(result: dict[str, Any], kills: dict[str, Any]) -> str:
+    """Return the section on hostile files and kills."""
+    outcomes = sorted({name for counts in result["outcomes"].values() for name in counts})
+    killed, deep = kills["all"], 100 * result["reached_the_symbols"]
+    return (
+        f"Hostile files: {result['files']} mutated ones of {len(result['outcomes'])} checkpoints ({deep:.0f} % reached the entropy "
+        f"decoder), each decoded or refused ({', '.join(outcomes)}) in at most {result['slowest']['seconds']:.2f} s and "
+        f"{result['most_memory_mb']:.0f} MB; {len(result['findings'])} findings. "
+        f"Killed at random moments: {killed['killed']} runs, {killed['half a file there']} half files.\n"
+    )
+
+
 def models() -> str:
     """Return the tables of docs/models.md."""
     kodak, published = load("kodak/summary.json"), quoted(RESULTS / "quoted_curves.json")
@@ -227,8 +260,9 @@ def contexts(result: dict[str, Any]) -> str:
 @click.option("--check", is_flag=True)
 def main(check: bool) -> None:
     """Rewrite the sections between the markers."""
-    parts = {"kodak/summary": rate_distortion, "targets": targets, "effort": effort, "speed": speed}
+    parts = {"kodak/summary": rate_distortion, "targets": targets, "effort": effort, "speed": speed, "scale": scale}
     readme = "\n".join(write(load(f"{name}.json")) for name, write in parts.items())
+    readme += "\n" + trust(load("fuzz.json"), load("kill.json"))
     sections = {"README.md": f"\n{readme}\n", "docs/models.md": f"\n{models()}\n"}
     for name, section in sections.items():
         path = ROOT / name

@@ -151,7 +151,11 @@ STAGES = {
 @pytest.mark.parametrize(
     ("command", "stage", "number", "word"),
     [(command, stage, signal.SIGINT, "interrupted") for command in ("encode", "decode") for stage in STAGES]
-    + [("encode", stage, signal.SIGTERM, "terminated") for stage in ("network", "temporary file written")],
+    + [
+        ("encode", stage, number, "terminated")
+        for stage in ("network", "temporary file written")
+        for number in (signal.SIGTERM, signal.SIGHUP)
+    ],
 )
 def test_a_signal_is_one_line_and_leaves_no_temporary(
     server, arguments, whole, tmp_path, command, stage, number, word
@@ -176,15 +180,66 @@ def test_a_second_signal_ends_at_once(server, arguments, tmp_path):
     first = AT + "at(os, 'fsync', 2); at(os, 'unlink', 2)"
     code, _, err = server.run(*arguments("encode", tmp_path / "a.lic"), first=first)
     assert (code, err) == (-2, "codec: interrupted\n")
-    assert all(re.fullmatch(r"\.a\.lic\..+\.partial", name) for name in names(tmp_path))
+    assert all(re.fullmatch(r"\.codec-\w+\.partial", name) for name in names(tmp_path))
 
 
-def test_a_signal_that_was_ignored_stays_ignored(server, arguments, whole, tmp_path):
-    """As under nohup, or in the background of a script."""
-    ignore = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_a_signal_that_was_ignored_stays_ignored(server, arguments, whole, tmp_path, number):
+    """As in the background of a script, or under nohup."""
+    ignore = f"import signal; signal.signal({int(number)}, signal.SIG_IGN)\n"
     target = tmp_path / "a.lic"
-    assert server.run(*arguments("encode", target), first=AT + ignore + STAGES["network"].format(2)) == (0, "", "")
+    first = AT + ignore + STAGES["network"].format(int(number))
+    assert server.run(*arguments("encode", target), first=first) == (0, "", "")
     assert target.read_bytes() == whole["encode"]
+
+
+IN_TILES = """
+import itertools, threading, time
+codec.api.tile_bits = lambda width, height: 8
+analyse, count = codec.api.LoadedModel.analyse, itertools.count(1)
+def slow(*arguments):
+    assert threading.current_thread() is not threading.main_thread()
+    number = next(count)
+    open({log!r}, "a").write("tile\\n")
+    if number == {at}:
+        os.kill(os.getpid(), {number})
+    time.sleep(0.2)
+    return analyse(*arguments)
+codec.api.LoadedModel.analyse = slow
+"""
+TILES = 6  # of 256, in 300 × 530
+
+
+@pytest.fixture
+def encode_tiles(server, tiny_checkpoint, tmp_path, tmp_path_factory, picture):
+    """Return run(number, at): encode tiles by two threads; tile ``at`` sends a signal. Gives the result and how many began."""
+    folder = tmp_path_factory.mktemp("tiles")
+    Image.fromarray(picture(300, 530)).save(folder / "in.png")
+
+    def run(number, at):
+        first = IN_TILES.format(log=str(folder / "log"), at=at, number=int(number))
+        options = ["--model", tiny_checkpoint, "--device", "cpu", "--threads", "2"]
+        result = server.run("encode", folder / "in.png", tmp_path / "a.lic", *options, first=first)
+        return result, len((folder / "log").read_text().splitlines())
+
+    return run
+
+
+@pytest.mark.parametrize("at", [1, 3])
+def test_a_signal_among_tiles_is_one_line_and_begins_no_further_ones(encode_tiles, tmp_path, at):
+    begin = time.perf_counter()
+    result, begun = encode_tiles(signal.SIGINT, at)
+    assert result == (130, "", "codec: interrupted\n")
+    assert names(tmp_path) == []
+    assert at <= begun < TILES
+    assert time.perf_counter() - begin < 10
+
+
+def test_what_is_killed_among_tiles_leaves_nothing(encode_tiles, tmp_path):
+    (code, out, err), begun = encode_tiles(signal.SIGKILL, 3)
+    assert (code, out, err) == (-9, "", "")
+    assert names(tmp_path) == []
+    assert 3 <= begun < TILES
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="looks into /proc")
@@ -206,7 +261,7 @@ def test_what_is_killed_outright_leaves_no_half_file_under_the_name(server, argu
     code, _, _ = server.run(*arguments(command, target), first=AT + STAGES[stage].format(9))
     assert code == -9
     found = names(tmp_path)
-    partial = [name for name in found if re.fullmatch(rf"\.a\{suffix(command)}\.\w+\.partial", name)]
+    partial = [name for name in found if re.fullmatch(r"\.codec-\w+\.partial", name)]
     assert len(partial) == (0 if stage in ("reading", "network") else 1)
     assert found == partial + ([target.name] if stage == "name taken" else [])
     assert stage != "name taken" or target.read_bytes() == whole[command]
@@ -380,13 +435,6 @@ def test_a_file_system_without_hard_links_is_written_to_as_well(tmp_path, monkey
     with pytest.raises(UsageError, match="b exists: give -f"):
         write_atomic(tmp_path / "b", b"data")
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == {"a": b"data", "b": b"mine"}
-
-
-def test_a_link_to_nowhere_is_not_replaced(tmp_path):
-    (tmp_path / "a").symlink_to(tmp_path / "nowhere")
-    with pytest.raises(UsageError, match="a exists: give -f"):
-        write_atomic(tmp_path / "a", b"data")
-    assert names(tmp_path) == ["a"]
 
 
 def test_processes_that_encode_to_the_same_folder_do_not_meet(server, arguments, whole, tmp_path):

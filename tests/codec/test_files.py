@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import stat
+from pathlib import Path
 
 import pytest
 
-from bitstream.errors import UsageError, WriteError
+from bitstream.errors import LimitError, UsageError, WriteError
+from bitstream.limits import Limits
 from codec import files
-from codec.files import check_target, read_bytes, write_atomic
+from codec.files import check_target, open_bytes, read_bytes, write_atomic
 
 
 def test_writes_the_bytes_and_nothing_else(tmp_path):
@@ -74,9 +76,97 @@ def test_a_folder_as_target_is_an_error(tmp_path):
             function(tmp_path)
 
 
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o755, 0o444])
+def test_overwriting_keeps_the_permissions(tmp_path, mode):
+    (tmp_path / "a").write_bytes(b"old")
+    (tmp_path / "a").chmod(mode)
+    write_atomic(tmp_path / "a", b"new", overwrite=True)
+    assert (tmp_path / "a").read_bytes() == b"new"
+    assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == mode
+
+
+def test_what_replaces_a_private_file_is_never_open_to_others(tmp_path, monkeypatch):
+    (tmp_path / "a").write_bytes(b"old")
+    (tmp_path / "a").chmod(0o600)
+    modes, chmod = [], os.chmod
+
+    def look(path, mode):
+        modes.append(stat.S_IMODE(os.stat(path).st_mode))
+        chmod(path, mode)
+
+    monkeypatch.setattr(files.os, "chmod", look)
+    write_atomic(tmp_path / "a", b"new", overwrite=True)
+    assert modes == [0o600]
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root gives files away")
+def test_overwriting_keeps_the_owner(tmp_path):
+    (tmp_path / "a").write_bytes(b"old")
+    os.chown(tmp_path / "a", 1234, 4321)
+    write_atomic(tmp_path / "a", b"new", overwrite=True)
+    assert ((tmp_path / "a").stat().st_uid, (tmp_path / "a").stat().st_gid) == (1234, 4321)
+
+
+@pytest.fixture
+def link(tmp_path):
+    """A link, through another link, to a file in another folder."""
+    for name in ("here", "there"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "there" / "file").write_bytes(b"old")
+    (tmp_path / "there" / "second").symlink_to("file")
+    (tmp_path / "here" / "first").symlink_to("../there/second")
+    return tmp_path / "here" / "first"
+
+
+def test_a_link_is_written_through(tmp_path, link):
+    with pytest.raises(UsageError, match="first exists: give -f"):
+        write_atomic(link, b"new")
+    write_atomic(link, b"new", overwrite=True)
+    assert link.is_symlink()
+    assert (tmp_path / "there" / "second").is_symlink()
+    assert not (tmp_path / "there" / "file").is_symlink()
+    assert (tmp_path / "there" / "file").read_bytes() == b"new"
+    assert sorted(path.name for path in tmp_path.glob("*/*")) == ["file", "first", "second"]
+
+
+@pytest.mark.parametrize("function", ["fsync", "replace"])
+def test_an_error_leaves_the_link_and_its_file(tmp_path, link, monkeypatch, function):
+    def fail(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(files.os, function, fail)
+    with pytest.raises(WriteError, match="first: cannot be written"):
+        write_atomic(link, b"new", overwrite=True)
+    assert link.is_symlink()
+    assert link.read_bytes() == b"old"
+    assert sorted(path.name for path in tmp_path.glob("*/*")) == ["file", "first", "second"]
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("names", ["nowhere", "a"], ids=["missing", "a loop"])
+def test_a_link_to_nowhere_is_an_error_and_stays(tmp_path, names, overwrite):
+    (tmp_path / "a").symlink_to(tmp_path / names)
+    for function in (lambda: check_target(tmp_path / "a", overwrite=overwrite),
+                     lambda: write_atomic(tmp_path / "a", b"data", overwrite=overwrite)):  # fmt: skip
+        with pytest.raises(UsageError, match="a is a link to a file that is not there: remove the link first"):
+            function()
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    assert (tmp_path / "a").is_symlink()
+
+
+@pytest.mark.parametrize("name", ["a" * 255, "ü" * 127 + "a"])
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_name_may_have_255_bytes(tmp_path, name, overwrite):
+    if overwrite:
+        (tmp_path / name).write_bytes(b"old")
+    write_atomic(tmp_path / name, b"data", overwrite=overwrite)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {name: b"data"}
+
+
 def test_a_name_that_is_too_long_is_an_error(tmp_path):
-    with pytest.raises(WriteError, match="cannot be written"):
-        write_atomic(tmp_path / ("a" * 250), b"")  # the temporary name is longer than 255
+    for function in (lambda p: write_atomic(p, b""), lambda p: check_target(p, overwrite=True)):
+        with pytest.raises(UsageError, match="not a usable file name"):
+            function(tmp_path / ("a" * 256))
     assert not list(tmp_path.iterdir())
 
 
@@ -85,3 +175,27 @@ def test_read_of_a_missing_file_or_folder_is_an_error(tmp_path):
         read_bytes(tmp_path / "none")
     with pytest.raises(UsageError, match="cannot be read"):
         read_bytes(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["file", "pipe"])
+def test_a_file_that_is_too_large_is_closed(tmp_path, monkeypatch, kind):
+    opened = []
+    monkeypatch.setattr(files, "open", lambda *a, **o: opened.append(open(*a, **o)) or opened[-1], raising=False)
+    path = tmp_path / "a"
+    if kind == "file":
+        path.write_bytes(bytes(11))
+    else:
+        os.mkfifo(path)
+        descriptor = os.open(path, os.O_RDWR)
+        os.write(descriptor, bytes(11))
+    with pytest.raises(LimitError, match="the file has 11 bytes, the limit is 10"):
+        open_bytes(path, limits=Limits(max_bytes=10))
+    if kind == "pipe":
+        os.close(descriptor)
+    assert [file.closed for file in opened] == [True]
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="no /proc")
+def test_an_error_while_reading_is_named():
+    with pytest.raises(UsageError, match=r"/proc/self/mem: cannot be read \(Input/output error\)"):
+        read_bytes("/proc/self/mem")

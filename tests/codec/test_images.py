@@ -9,7 +9,7 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image, ImageCms, features
+from PIL import Image, ImageCms, PngImagePlugin, features
 
 from bitstream.errors import ImageError, LimitError, UsageError
 from bitstream.limits import Limits
@@ -157,6 +157,72 @@ def test_exif_orientation_is_applied_with_a_warning(tmp_path, picture, orientati
     assert np.array_equal(loaded.pixels, TURNS[orientation](picture(4, 7)))
 
 
+@pytest.mark.parametrize("name", ["a.tif", "a.jpg", "a.webp"])
+@pytest.mark.filterwarnings("ignore:.*not stored")
+def test_a_picture_is_turned_once(tmp_path, name):
+    """Pillow turns a TIFF by itself."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image = Image.new("RGB", (64, 32), "black")
+    image.paste("white", (0, 0, 16, 16))  # top left, which belongs to the top right
+    pixels = images.load(save(image, tmp_path / name, exif=exif)).pixels
+    assert pixels.shape == (64, 32, 3)
+    assert pixels[4, 28].min() > 200
+    assert pixels[60, 28].max() < 50
+
+
+BROKEN_EXIF = {
+    "no offset": b"II*\0",
+    "half an offset": b"II*\0\x08",
+    "no TIFF": b"garbage",
+    "no directory": b"II*\0\x08\0\0\0",
+    "a directory that ends early": b"II*\0\x08\0\0\0\x05\0\x12\x01",
+    "an orientation of no bytes": b"II*\0\x08\0\0\0\x01\0" + struct.pack("<HHII", 0x112, 3, 0, 0) + bytes(4),
+    "an orientation in words": b"II*\0\x08\0\0\0\x01\0" + struct.pack("<HHI", 0x112, 2, 4) + b"six\0" + bytes(4),
+    "an orientation of 9": b"II*\0\x08\0\0\0\x01\0" + struct.pack("<HHII", 0x112, 3, 1, 9) + bytes(4),
+}
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.webp", "a.jpg"])
+@pytest.mark.parametrize("kind", BROKEN_EXIF)
+@pytest.mark.filterwarnings("ignore:.*Corrupt EXIF")
+def test_a_picture_with_broken_exif_is_read_with_a_warning(tmp_path, kind, name):
+    exif = BROKEN_EXIF[kind] if name != "a.jpg" else b"Exif\0\0" + BROKEN_EXIF[kind]
+    path = save(Image.new("RGB", (7, 4), "gray"), tmp_path / name, exif=exif)
+    with pytest.warns(UserWarning, match="EXIF data not stored"):
+        assert images.load(path).pixels.shape == (4, 7, 3)
+
+
+def test_an_orientation_that_cannot_be_read_is_not_called_applied(tmp_path):
+    path = save(Image.new("RGB", (7, 4)), tmp_path / "a.png", exif=b"II*\0")
+    with pytest.warns(
+        UserWarning, match=r"EXIF data not stored \(the EXIF data cannot be read: an orientation is not applied\)"
+    ):
+        images.load(path)
+
+
+@pytest.mark.parametrize("orientation", [0, 9])
+def test_an_orientation_that_means_nothing_turns_nothing(tmp_path, picture, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = save(Image.fromarray(picture(4, 7)), tmp_path / "a.png", exif=exif)
+    with pytest.warns(UserWarning, match=r"EXIF data not stored \(orientation is applied\)"):
+        assert np.array_equal(images.load(path).pixels, picture(4, 7))
+
+
+def test_metadata_after_the_pixels_of_a_png_is_warned_about(tmp_path, picture):
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    data = save(Image.fromarray(picture(4, 7)), tmp_path / "a.png", exif=exif).read_bytes()
+    begin = data.index(b"eXIf") - 4
+    end = begin + 12 + int.from_bytes(data[begin : begin + 4], "big")
+    iend = data.index(b"IEND") - 4
+    (tmp_path / "a.png").write_bytes(data[:begin] + data[end:iend] + data[begin:end] + data[iend:])
+    with pytest.warns(UserWarning, match="EXIF data not stored"):
+        loaded = images.load(tmp_path / "a.png")
+    assert np.array_equal(loaded.pixels, picture(4, 7)[::-1, ::-1])
+
+
 def test_icc_profile_and_xmp_are_warned_about(tmp_path):
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     path = save(Image.new("RGB", (4, 4)), tmp_path / "a.webp", icc_profile=profile, xmp=b"<x/>", lossless=True)
@@ -202,6 +268,18 @@ def test_a_broken_pil_image_is_an_error(picture):
     Image.fromarray(picture(64, 64)).save(buffer, format="JPEG")
     with Image.open(io.BytesIO(buffer.getvalue()[:-200])) as image, pytest.raises(ImageError):
         images.load(image)
+
+
+@pytest.mark.parametrize("error", [KeyError("x"), TypeError("x"), IndexError(), struct.error("x"), ZeroDivisionError("x")])
+def test_whatever_pillow_raises_for_damage_is_an_error(tmp_path, monkeypatch, error):
+    path = save(Image.new("RGB", (4, 4)), tmp_path / "a.png")
+
+    def load(_):
+        raise error
+
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", load)
+    with pytest.raises(ImageError, match=r"a\.png: cannot be read \((.*x.*|IndexError)\)"):
+        images.load(path)
 
 
 def test_what_is_no_picture_is_an_error(tmp_path):
