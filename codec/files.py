@@ -101,18 +101,9 @@ def open_bytes(path: str | PathLike[str], *, limits: Limits | None = None) -> Bi
             limits.check_bytes(status.st_size)
             stack.pop_all()  # stays open
             return file
-<<<<<<< ours
-        with file:
-            data = file.read(limits.max_memory + 1)
-        limits.check_bytes(len(data))
-        return io.BytesIO(data)
-    except (OSError, ValueError) as error:  # a name with a NUL is a ValueError
-        raise UsageError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
-=======
-        data = file.read(limits.max_bytes + 1)
+        data = file.read(limits.max_memory + 1)
     limits.check_bytes(len(data))
     return io.BytesIO(data)
->>>>>>> theirs
 
 
 def read_bytes(path: str | PathLike[str], *, limits: Limits | None = None) -> bytes:
