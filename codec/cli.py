@@ -20,8 +20,9 @@ from typing import Any
 import click
 
 from bitstream.errors import CodecError, UsageError
+from bitstream.limits import NO_LIMITS, Limits
 from codec import __version__, cli_compare, cli_evaluate, cli_inspect, cli_models, cli_training
-from codec.cli_options import CROP, DEVICES, PATH, SCALE, limit_options, limits_of, set_threads
+from codec.cli_options import CROP, DEVICES, PATH, SCALE, limit_options, limits_of, max_pixels_option, set_threads
 
 
 def _print_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
@@ -94,12 +95,12 @@ def main() -> None:
 @click.option("--model", default="swift", show_default=True, help="A name from `codec models`, or a .safetensors path.")
 @click.option("-f", "--force", is_flag=True, help="Overwrite the target.")
 @click.option("--verify", is_flag=True, help="Decode again and print PSNR.")
-@limit_options
+@max_pixels_option
 @_compute_options
 @_errors_to_exit
 def encode(
     source: Path, target: Path, quality: float | None, bpp: float | None, size: str | None, psnr: float | None,
-    max_size: str | None, effort: int, model: str, force: bool, verify: bool, max_pixels: int, max_memory: str, device: str,
+    max_size: str | None, effort: int, model: str, force: bool, verify: bool, max_pixels: int, device: str,
     threads: int | None, verbose: bool,
 ) -> None:  # fmt: skip
     """Compress a picture SOURCE (PNG, JPEG, WebP, TIFF, …) into the file TARGET."""
@@ -108,7 +109,7 @@ def encode(
     from codec.targets import Target, parse_size
 
     limits = [None if text is None else parse_size(text) for text in (size, max_size)]
-    allowed = limits_of(max_pixels, max_memory)
+    allowed = Limits(max_pixels=max_pixels)
     goal = Target(quality=quality, bpp=bpp, size=limits[0], psnr=psnr, max_size=limits[1])
     check_target(target, overwrite=force)
     if not os.path.exists(source):
@@ -129,7 +130,7 @@ def encode(
             data,
             coder.max_level,
             picture.pixels,
-            images.load(coder.decode(data, limits=allowed), limits=allowed).pixels,
+            images.load(coder.decode(data, limits=NO_LIMITS), limits=NO_LIMITS).pixels,
         )
     write_atomic(target, data, overwrite=force)
     if reached is not None:

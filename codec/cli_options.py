@@ -31,15 +31,17 @@ class _Crop(click.ParamType):
 CROP = _Crop()
 
 
+max_pixels_option = click.option(
+    "--max-pixels", type=click.IntRange(1), default=Limits.max_pixels, show_default=True, help="Refuse larger pictures."
+)
+_max_memory_option = click.option(
+    "--max-memory", metavar="MB|GB", default="4GiB", show_default=True, help="Refuse what may take more."
+)
+
+
 def limit_options(function: Callable[..., None]) -> Callable[..., None]:
     """Add --max-pixels and --max-memory: what ``limits_of`` takes."""
-    for option in (
-        click.option("--max-memory", metavar="MB|GB", default="4GiB", show_default=True, help="Refuse what may take more."),
-        click.option("--max-pixels", type=click.IntRange(1), default=Limits.max_pixels, show_default=True,
-                     help="Refuse larger pictures."),
-    ):  # fmt: skip
-        function = option(function)
-    return function
+    return max_pixels_option(_max_memory_option(function))
 
 
 def limits_of(max_pixels: int, max_memory: str) -> Limits:

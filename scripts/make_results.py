@@ -181,7 +181,7 @@ def trust(result: dict[str, Any], kills: dict[str, Any]) -> str:
     killed, deep = kills["all"], 100 * result["reached_the_symbols"]
     return (
         f"Hostile files: {result['files']} mutated ones of {len(result['outcomes'])} checkpoints ({deep:.0f} % reached the "
-        f"entropy decoder), each decoded or refused ({', '.join(outcomes)}) in at most {result['slowest']['seconds']:.2f} s and "
+        f"entropy decoder), each decoded or refused ({', '.join(outcomes)}) within {result['slowest']['seconds']:.2f} s and "
         f"{result['most_memory_mb']:.0f} MB; {len(result['findings'])} findings. "
         f"Killed at random moments: {killed['killed']} runs, {killed['half a file there']} half files.\n"
     )
