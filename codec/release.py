@@ -49,8 +49,8 @@ def release(
     """Write ``name``.safetensors and its manifest row into a folder; return the row.
 
     ``calibration`` are batches (B, 3, H, W), ``held_out`` pictures (1, 3, H, W) with sides of multiples of 64, in [0, 1];
-    ``facts`` go into the row; ``dtype`` is that of the transforms' weights; with ``counted_rows`` CDF rows are counted on the
-    calibration batches, else they stay Gaussian. Raises UsageError if the name is taken and ``overwrite`` is false, or the
+    ``facts`` go into the row; ``dtype`` is that of the transforms' weights; with ``counted_rows`` CDF rows are counted, and the
+    readout of thumbnails fitted, on the calibration batches; else rows stay Gaussian. Raises UsageError if the name is taken and ``overwrite`` is false, or the
     folder cannot be written.
     """
     check_name(folder, name, overwrite=overwrite)
@@ -65,7 +65,8 @@ def release(
         choose_constants(network, batches)
         rows = symbol_rows(network, batches) if counted_rows else {}
         tensors = quantise(network, calibrate(network, batches)) | rows | transforms(network, dtype)
-        tensors |= fit_thumbnail(network, batches)
+        if counted_rows and network.layout().hyper:
+            tensors |= fit_thumbnail(network, batches)
         config, crc = dataclasses.asdict(network.cfg), tables_crc(network.layout())
         sha256 = save_checkpoint(partial, model=model, config=config, tensors=tensors, constants_crc=crc)
         loaded = LoadedModel(load_checkpoint(partial), torch.device("cpu"), encode_dtype=torch.float32)

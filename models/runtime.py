@@ -127,7 +127,7 @@ class LoadedModel:
                 "damaged, export it again"
             )
         self.config: RateConfig = network.cfg
-        exact = not any(t.dtype == torch.float16 for t in checkpoint.tensors.values())
+        exact = not any(t.dtype == torch.float16 for name, t in checkpoint.tensors.items() if name.startswith(FLOAT_PARTS))
         self._fast = network.bf16_channels_last and not exact and device.type == "cpu" and fast_bf16()
         if encode_dtype is None:
             encode_dtype = torch.bfloat16 if self._fast else dtype

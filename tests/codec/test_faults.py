@@ -16,6 +16,7 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -30,7 +31,9 @@ ENVIRONMENT = dict(os.environ, PYTHONPATH=str(ROOT), OMP_NUM_THREADS="1")
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="POSIX only")
 
 SERVER = """
-import gc, json, os, sys
+import gc, json, os, signal, sys
+for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # a shell's background job ignores some, and so do its children
+    signal.signal(getattr(signal, name), signal.default_int_handler if name == "SIGINT" else signal.SIG_DFL)
 import codec.api, codec.cli, codec.files, codec.images
 from codec.__main__ import run
 gc.freeze()  # collecting garbage would copy every page
@@ -245,7 +248,8 @@ def test_what_is_killed_among_tiles_leaves_nothing(encode_tiles, tmp_path):
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="looks into /proc")
 def test_a_fresh_process_is_interrupted_while_it_imports_torch(arguments, tmp_path):
     command = [sys.executable, "-m", "codec", *map(str, arguments("encode", tmp_path / "a.lic"))]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT, cwd=ROOT)
+    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a background job of a shell would ignore it
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT, cwd=ROOT, preexec_fn=heed)
     while "libtorch_cpu" not in Path(f"/proc/{process.pid}/maps").read_text():
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)

@@ -189,7 +189,7 @@ def test_a_file_that_is_too_large_is_closed(tmp_path, monkeypatch, kind):
         descriptor = os.open(path, os.O_RDWR)
         os.write(descriptor, bytes(11))
     with pytest.raises(LimitError, match="the file has 11 bytes, the limit is 10"):
-        open_bytes(path, limits=Limits(max_bytes=10))
+        open_bytes(path, limits=Limits(max_memory=10))
     if kind == "pipe":
         os.close(descriptor)
     assert [file.closed for file in opened] == [True]
