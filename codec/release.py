@@ -50,8 +50,8 @@ def release(
 
     ``calibration`` are batches (B, 3, H, W), ``held_out`` pictures (1, 3, H, W) with sides of multiples of 64, in [0, 1];
     ``facts`` go into the row; ``dtype`` is that of the transforms' weights; with ``counted_rows`` CDF rows are counted, and the
-    readout of thumbnails fitted, on the calibration batches; else rows stay Gaussian. Raises UsageError if the name is taken and ``overwrite`` is false, or the
-    folder cannot be written.
+    readout of thumbnails fitted, on the calibration batches; else rows stay Gaussian. Raises UsageError if the name is taken
+    and ``overwrite`` is false, or the folder cannot be written.
     """
     check_name(folder, name, overwrite=overwrite)
     try:
