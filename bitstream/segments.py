@@ -142,7 +142,7 @@ def read_payload(data: memoryview, offset: int) -> tuple[bytes, int]:
 def check_payload(payload: bytes, symbols: int, first: int, last: int) -> None:
     """Raise FormatError if a payload is too short for so many symbols of a range (FORMAT.md section 4.2).
 
-    Each value has a count of 65536 or more, so a symbol is never quite free: a few bytes must not keep a decoder busy for long.
+    Each value has at least one of 65536 counts, so a symbol is never quite free: a few bytes must not keep a decoder busy long.
     """
     least = symbols * (last - first) * LEAST_BITS // 10**6 >> PRECISION
     if 8 * len(payload) + LEAST_SLACK < least:

@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from bitstream.container import Container
 from bitstream.errors import CodecError
+from bitstream.grid import Rect
 from bitstream.header import Header, unpack_header
 from bitstream.limits import NO_LIMITS, Limits
 from codec.files import read_bytes
@@ -47,14 +48,14 @@ def _checks(path: str | PathLike[str], model: str | None, limits: Limits) -> Ite
     yield Stage("header", True, f"version {header.version}, {header.width}×{header.height} pixels, {header.n_tiles} tiles")
     _try("checksum", lambda: unpack_header(data, limits=NO_LIMITS))
     yield Stage("checksum", True, f"{zlib.crc32(data[:-4]):08x}")
-    _try("limits", lambda: _check_limits(data, header, limits))
+    _try("limits", lambda: _check_limits(header, limits))
     yield Stage("limits", True, f"{header.width * header.height} of {limits.max_pixels} pixels")
     container = _try("chunks", lambda: Container.unpack(data, limits=limits))
     payloads = sum(len(payload) for _, payload in container.chunks)
     yield Stage("chunks", True, f"{len(container.chunks)} with {payloads} bytes")
     name = _try("checkpoint", lambda: model or find_by_id(header.model_id))
     from codec.api import cached_codec  # torch is loaded here, for sound files only
-    from codec.tiles import TileDecoder, check_area, tile_latents
+    from codec.tiles import TileDecoder, tile_latents
 
     codec = _try("checkpoint", lambda: cached_codec(name, "cpu"))
     _try("checkpoint", lambda: codec.check(header))
@@ -64,17 +65,17 @@ def _checks(path: str | PathLike[str], model: str | None, limits: Limits) -> Ite
     wrong = [f"tile {number}: {error}" for number in range(header.n_tiles) if (error := _error_of(decode, number))]
     yield Stage("symbols", not wrong, "; ".join(wrong) or f"CRC {header.symbol_crc:08x}")
     if not wrong:
-        pixels = _try("pixels", lambda: decoder.decode(decode, check_area(None, 1, header.width, header.height)))
+        pixels = _try("pixels", lambda: decoder.decode(decode, _whole(header)))
         yield Stage("pixels", True, f"CRC {zlib.crc32(pixels.tobytes()):08x} on this machine")
 
 
-def _check_limits(data: bytes, header: Header, limits: Limits) -> None:
-    from bitstream.grid import Rect
+def _whole(header: Header) -> Rect:
+    return Rect(0, 0, header.width, header.height)
 
-    limits.check_bytes(len(data))
+
+def _check_limits(header: Header, limits: Limits) -> None:
     limits.check_size(header.width, header.height)
-    area = Rect(0, 0, header.width, header.height)
-    limits.count_workers(area, 1, header.tile, header.width, header.height, threads=1)
+    limits.count_workers(_whole(header), 1, header.tile, header.width, header.height, threads=1)
 
 
 def _error_of(decode: Callable[[int], object], number: int) -> str | None:

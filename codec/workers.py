@@ -29,7 +29,7 @@ class Workers:
         return done
 
     def stop(self) -> None:
-        """Cancel what has not begun, and let long jobs end at their next ``check``."""
+        """Let long jobs end at their next ``check``."""
         self._stopped.set()
 
     def check(self) -> None:

@@ -67,7 +67,6 @@ def work(command: str, folder: Path, model: str, threads: int, quality: float) -
     warnings.simplefilter("ignore")
     torch.set_num_threads(threads)
     coder, row = Codec(model, "cpu"), {}
-    Image.MAX_IMAGE_PIXELS = None
     coder.decode(coder.encode(np.zeros((64, 64, 3), np.uint8)))  # first calls of all layers
     if command == "encode":
         picture = images.load(folder / "a.png")

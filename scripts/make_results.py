@@ -178,10 +178,10 @@ def scale(result: dict[str, Any]) -> str:
 def trust(result: dict[str, Any], kills: dict[str, Any]) -> str:
     """Return the section on hostile files and kills."""
     outcomes = sorted({name for counts in result["outcomes"].values() for name in counts})
-    killed, deep = kills["all"], 100 * result["reached_the_symbols"]
+    killed, deep, count = kills["all"], 100 * result["reached_the_symbols"], len(result["outcomes"])
     return (
-        f"Hostile files: {result['files']} mutated ones of {len(result['outcomes'])} checkpoints ({deep:.0f} % reached the "
-        f"entropy decoder), each decoded or refused ({', '.join(outcomes)}) within {result['slowest']['seconds']:.2f} s and "
+        f"Hostile files: {result['files']} decodes of mutated ones, {count} checkpoints ({deep:.0f} % reached the entropy "
+        f"decoder), each decoded or refused ({', '.join(outcomes)}) within {result['slowest']['seconds']:.2f} s and "
         f"{result['most_memory_mb']:.0f} MB; {len(result['findings'])} findings. "
         f"Killed at random moments: {killed['killed']} runs, {killed['half a file there']} half files.\n"
     )

@@ -6,7 +6,6 @@ what a caller calls.
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import hashlib
 import itertools
@@ -22,6 +21,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from switches import precision, switched
 
 from bitstream.container import Container
 from bitstream.engines.reference import ReferenceEngine
@@ -34,22 +34,8 @@ KINDS = sorted(path.stem.removeprefix("tiny-") for path in GOLDEN.glob("tiny-*.s
 pytestmark = pytest.mark.filterwarnings("ignore:TF32 acceleration")  # torch's, when oneDNN is switched off
 
 
-@contextlib.contextmanager
-def switched(setter, value, before):
-    """Call setter(value) for the time of a block, setter(before) behind it."""
-    setter(value)
-    try:
-        yield
-    finally:
-        setter(before)
-
-
 def threads(count):
     return switched(torch.set_num_threads, count, torch.get_num_threads())
-
-
-def precision(name):
-    return switched(torch.set_float32_matmul_precision, name, torch.get_float32_matmul_precision())
 
 
 SWITCHES = {

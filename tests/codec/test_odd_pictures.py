@@ -142,7 +142,7 @@ def test_more_quality_is_not_worse(swift, name):
     pixels = PATTERNS[name][0]()
     by_quality = [psnr_db(pixels, decoded(swift, pixels, quality)) for quality in (0, 50, 100)]
     assert by_quality[0] - 0.5 <= by_quality[1]
-    assert by_quality[1] - 2.5 <= by_quality[2]  # what no rate can show may be shown in other ways
+    assert by_quality[1] - 2.0 <= by_quality[2]  # measured: 1.65 dB at a checkerboard of 2, no symbol clamped
 
 
 # quality: (least PSNR in dB, largest error of a pixel, largest error of the mean of a block)

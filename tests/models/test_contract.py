@@ -9,6 +9,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from switches import default_dtype, precision, switched
 
 from bitstream.coder import StreamReader, StreamWriter
 from bitstream.engines import default_engine
@@ -22,24 +23,6 @@ from models.runtime import LoadedModel
 
 pytestmark = pytest.mark.filterwarnings("ignore:TF32 acceleration")  # torch's, when oneDNN is switched off
 CPU = torch.device("cpu")
-
-
-@contextlib.contextmanager
-def switched(setter, value, before):
-    """Call setter(value) for the time of a block, setter(before) behind it."""
-    setter(value)
-    try:
-        yield
-    finally:
-        setter(before)
-
-
-def precision(name):
-    return switched(torch.set_float32_matmul_precision, name, torch.get_float32_matmul_precision())
-
-
-def default_dtype(dtype):
-    return switched(torch.set_default_dtype, dtype, torch.get_default_dtype())
 
 
 @contextlib.contextmanager
