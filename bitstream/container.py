@@ -10,37 +10,38 @@ from __future__ import annotations
 import struct
 import threading
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import BinaryIO, NamedTuple, Protocol
 
+from bitstream.chunks import (
+    ANCILLARY,
+    INDEX,
+    METADATA,
+    Metadata,
+    pack_frame,
+    tile_kinds,
+    unpack_chunks,
+    unpack_metadata,
+)
 from bitstream.errors import FormatError
 from bitstream.header import SIGNATURE, VERSION, Header, unpack_header
 from bitstream.limits import Limits
 from bitstream.varint import MAX_BYTES as MAX_VARINT_BYTES
 from bitstream.varint import pack_varint, unpack_varint
 
-# Chunk types: written constants, append-only. High bit: ancillary.
-Z = 1
-Y_TILE = 2
-ALPHA = 3
-INDEX = 4
-ICC = 0x81
-EXIF = 0x82
-XMP = 0x83
-ANCILLARY = 0x80
-MAX_ANCILLARY = 1000  # chunks of a file
-
 _CRC = struct.Struct("<I")
 _CRCS = struct.Struct("<II")  # of an entry of the index: bytes, symbols
 _HEAD_BYTES = 64  # a header, type and length of a chunk are shorter
+_FRAME_BYTES = 1 + MAX_VARINT_BYTES  # type and length of a chunk
 
 
 class Tile(NamedTuple):
-    """The payloads of Z and Y_TILE of one tile, and the CRC-32 of its symbols."""
+    """The payloads of Z and Y_TILE of one tile, the CRC-32 of its symbols, the payload of ALPHA if there is one."""
 
     payloads: list[bytes]
     symbol_crc: int
+    alpha: bytes = b""
 
 
 class TileSource(Protocol):
@@ -51,6 +52,11 @@ class TileSource(Protocol):
         """Return the header."""
         ...
 
+    @property
+    def metadata(self) -> Metadata:
+        """Return what is stored beside the pixels."""
+        ...
+
     def tile(self, number: int) -> Tile:
         """Return a tile by its number in raster order. Raises FormatError if it is damaged."""
         ...
@@ -58,32 +64,39 @@ class TileSource(Protocol):
 
 @dataclass(frozen=True)
 class Container:
-    """A whole file, taken apart: header and chunks (type, payload) in order, without the index.
+    """A whole file, taken apart: header, metadata, and the chunks of tiles (type, payload) in order, without the index.
 
-    A tiled file has a Z and a Y_TILE for each tile, and ``tile_crcs``, the CRC-32 of the symbols of each.
+    A tiled file has a Z and a Y_TILE, with alpha an ALPHA too, for each tile, and ``tile_crcs``, the CRC-32 of the symbols of
+    each.
     """
 
     header: Header
     chunks: list[tuple[int, bytes]] = field(default_factory=list)
     tile_crcs: tuple[int, ...] = ()
+    metadata: Metadata = Metadata()
 
     @classmethod
-    def of_tiles(cls, header: Header, tiles: Sequence[Tile]) -> Container:
+    def of_tiles(cls, header: Header, tiles: Sequence[Tile], metadata: Metadata | None = None) -> Container:
         """Return the container of a picture's tiles, whatever the header's symbol CRC is."""
-        chunks = [pair for tile in tiles for pair in zip((Z, Y_TILE), tile.payloads, strict=True)]
+        kinds = tile_kinds(header)
+        chunks = [pair for tile in tiles for pair in zip(kinds, (*tile.payloads, tile.alpha), strict=False)]
         crcs = tuple(tile.symbol_crc for tile in tiles)
         crc = symbol_crc(crcs) if header.tile else crcs[0]
-        return cls(replace(header, symbol_crc=crc), chunks, crcs if header.tile else ())
+        return cls(replace(header, symbol_crc=crc), chunks, crcs if header.tile else (), metadata or Metadata())
 
     def tile(self, number: int) -> Tile:
         """See ``TileSource``."""
-        payloads = [payload for _, payload in self.chunks[2 * number : 2 * number + 2]]
-        return Tile(payloads, self.tile_crcs[number] if self.header.tile else self.header.symbol_crc)
+        each = len(tile_kinds(self.header))
+        payloads = [payload for _, payload in self.chunks[each * number : each * (number + 1)]]
+        return Tile(
+            payloads[:2], self.tile_crcs[number] if self.header.tile else self.header.symbol_crc, b"".join(payloads[2:])
+        )
 
     def pack(self) -> bytes:
         """Return the bytes of the file."""
-        head = self.header.pack()
-        frames = [bytes([kind]) + pack_varint(len(payload)) + payload for kind, payload in self.chunks]
+        stored = [(kind, payload) for kind, payload in zip(METADATA, self.metadata, strict=True) if payload]
+        head = b"".join([self.header.pack(), *(pack_frame(*chunk) for chunk in stored)])
+        frames = [pack_frame(*chunk) for chunk in self.chunks]
         body = b"".join([head, self._index(head, frames), *frames])
         return body + _CRC.pack(zlib.crc32(body))
 
@@ -91,9 +104,9 @@ class Container:
         """Return the chunk INDEX; nothing for a file of one tile."""
         if not self.header.tile:
             return b""
-        entries = bytearray()
+        entries, each = bytearray(), len(tile_kinds(self.header))
         for number, crc in enumerate(self.tile_crcs):
-            data = frames[2 * number] + frames[2 * number + 1]
+            data = b"".join(frames[each * number : each * (number + 1)])
             entries += pack_varint(len(data)) + _CRCS.pack(zlib.crc32(data), crc)
         start = bytes([INDEX]) + pack_varint(len(entries) + _CRC.size) + entries
         return start + _CRC.pack(zlib.crc32(head + start))
@@ -107,10 +120,11 @@ class Container:
         view = memoryview(data)
         header, offset = unpack_header(view, limits=limits)
         end = len(view) - _CRC.size
+        metadata, offset = unpack_metadata(view[:end], offset)
         entries: list[_Entry] = []
         if header.tile:
             entries, offset = _unpack_index(view[:end], offset, header)
-        chunks, ends = _unpack_chunks(view[:end], offset, header.n_tiles, tiled=bool(header.tile))
+        chunks, ends = unpack_chunks(view[:end], offset, header.n_tiles, tile_kinds(header), tiled=bool(header.tile))
         for number, entry in enumerate(entries):
             start = offset if number == 0 else ends[number - 1]
             if (entry.start, entry.start + entry.length) != (start, ends[number]):
@@ -119,55 +133,7 @@ class Container:
                     f"{entry.start + entry.length - 1}: the file is damaged"
                 )
             entry.check(view[start : ends[number]])
-        return cls(header, chunks, tuple(entry.symbol_crc for entry in entries))
-
-
-class Frame(NamedTuple):
-    """A chunk where it lies: its type, its first byte, its payload from ``inside`` to ``end``."""
-
-    kind: int
-    start: int
-    inside: int
-    end: int
-
-
-def frames(view: memoryview, offset: int) -> Iterator[Frame]:
-    """Yield the chunks from an offset to the end. Raises FormatError for one that is cut off, or that no reader may skip."""
-    while offset < len(view):
-        kind, start = view[offset], offset
-        length, inside = unpack_varint(view, offset + 1)
-        if length > len(view) - inside:
-            raise FormatError(f"chunk {kind} claims {length} bytes, {len(view) - inside} are left: the file is damaged")
-        if kind not in (Z, Y_TILE, INDEX) and not kind & ANCILLARY:
-            raise FormatError(f"chunk type {kind} is not known and not skippable: made by a newer codec, update")
-        offset = inside + length
-        yield Frame(kind, start, inside, offset)
-
-
-def _unpack_chunks(view: memoryview, offset: int, n_tiles: int, *, tiled: bool) -> tuple[list[tuple[int, bytes]], list[int]]:
-    """Return Z and Y_TILE of all tiles, and where each tile ends. Raises FormatError at the first chunk out of order."""
-    chunks: list[tuple[int, bytes]] = []
-    ends: list[int] = []
-    for number, frame in enumerate(frames(view, offset)):
-        if frame.kind & ANCILLARY:
-            if number > 2 * n_tiles + MAX_ANCILLARY:
-                raise FormatError(f"the file has more than {MAX_ANCILLARY} ancillary chunks: it keeps readers busy")
-            if tiled and len(ends) < n_tiles:
-                raise FormatError(f"chunk {frame.kind} is between tiles, expected {[Z, Y_TILE]} of each: the file is damaged")
-            continue
-        expected = (Z, Y_TILE)[len(chunks) % 2] if len(chunks) < 2 * n_tiles else None
-        if frame.kind != expected:
-            raise FormatError(_order([*(kind for kind, _ in chunks[-2:]), frame.kind], n_tiles))
-        chunks.append((frame.kind, bytes(view[frame.inside : frame.end])))
-        if frame.kind == Y_TILE:
-            ends.append(frame.end)
-    if len(ends) < n_tiles:
-        raise FormatError(_order([kind for kind, _ in chunks[-2:]], n_tiles))
-    return chunks, ends
-
-
-def _order(found: list[int], n_tiles: int) -> str:
-    return f"chunks are {found}, expected one Z and one Y_TILE, {[Z, Y_TILE]}, for each of {n_tiles} tiles: the file is damaged"
+        return cls(header, chunks, tuple(entry.symbol_crc for entry in entries), metadata)
 
 
 class _Entry(NamedTuple):
@@ -236,8 +202,8 @@ def symbol_crc(tile_crcs: Sequence[int]) -> int:
 class _TiledFile:
     """A tiled file on disk: a tile is read when it is asked for."""
 
-    def __init__(self, file: BinaryIO, header: Header, entries: list[_Entry]) -> None:
-        self.header = header
+    def __init__(self, file: BinaryIO, header: Header, metadata: Metadata, entries: list[_Entry]) -> None:
+        self.header, self.metadata = header, metadata
         self._file, self._entries, self._lock = file, entries, threading.Lock()
 
     def tile(self, number: int) -> Tile:
@@ -252,10 +218,12 @@ class _TiledFile:
                 f"the tile at byte {entry.start} cannot be read ({error.strerror}): copy the file anew"
             ) from error
         entry.check(data)
-        chunks, ends = _unpack_chunks(memoryview(data), 0, 1, tiled=True)
-        if ends != [len(data)] or len(chunks) != 2:
+        kinds = tile_kinds(self.header)
+        chunks, ends = unpack_chunks(memoryview(data), 0, 1, kinds, tiled=True)
+        if ends != [len(data)] or len(chunks) != len(kinds):
             raise FormatError(f"the tile at byte {entry.start} has other chunks too: the file is damaged")
-        return Tile([payload for _, payload in chunks], entry.symbol_crc)
+        payloads = [payload for _, payload in chunks]
+        return Tile(payloads[:2], entry.symbol_crc, b"".join(payloads[2:]))
 
 
 def open_container(file: BinaryIO, *, limits: Limits | None = None, whole: bool = False) -> TileSource:
@@ -275,11 +243,22 @@ def open_container(file: BinaryIO, *, limits: Limits | None = None, whole: bool 
     if not header.tile:
         return Container.unpack(bytes(head) + file.read(), limits=limits)
     limits.check_size(header.width, header.height)
-    if offset < len(head):
-        length, behind = unpack_varint(head, offset + 1)
-        if length <= min(size - behind, most_index(header)):
-            head = memoryview(bytes(head) + file.read(max(behind + length - len(head), 0)))
+    head = _read_to_index(file, bytearray(head), offset, size, header)
+    metadata, offset = unpack_metadata(head, offset)
     entries, _ = _unpack_index(head, offset, header)
     if entries[-1].start + entries[-1].length > size - _CRC.size:
         raise FormatError(f"the tiles end at byte {entries[-1].start + entries[-1].length} of {size}: the file is cut off")
-    return _TiledFile(file, header, entries)
+    return _TiledFile(file, header, metadata, entries)
+
+
+def _read_to_index(file: BinaryIO, head: bytearray, offset: int, size: int, header: Header) -> memoryview:
+    """Read on, chunk by chunk behind the header up to the index, which has their checksum; what is wrong is found later."""
+    while offset < len(head):
+        kind, (length, inside) = head[offset], unpack_varint(memoryview(head), offset + 1)
+        if length > (size - inside if kind & ANCILLARY else min(size - inside, most_index(header))):
+            break
+        head += file.read(max(inside + length + _FRAME_BYTES - len(head), 0))
+        offset = inside + length
+        if not kind & ANCILLARY:
+            break
+    return memoryview(bytes(head))

@@ -19,7 +19,8 @@ VERSION = 1
 TILE_BITS_RANGE = range(8, 16)  # of tiled files
 
 FLAG_GRAY = 1
-KNOWN_FLAGS = FLAG_GRAY
+FLAG_ALPHA = 2
+KNOWN_FLAGS = FLAG_GRAY | FLAG_ALPHA
 
 _FIXED = struct.Struct("<4sHBI")  # model id, level, tile, symbol CRC
 _CRC = struct.Struct("<I")
@@ -37,11 +38,12 @@ class Header:
     symbol_crc: int
     tile: int = 0
     version: int = VERSION
+    alpha: bool = False
 
     def pack(self) -> bytes:
         """Return signature, version and header fields."""
         self.validate()
-        flags = FLAG_GRAY if self.gray else 0
+        flags = FLAG_GRAY * self.gray | FLAG_ALPHA * self.alpha
         size = pack_varint(self.width) + pack_varint(self.height)
         fixed = _FIXED.pack(self.model_id, self.level, self.tile, self.symbol_crc)
         return SIGNATURE + bytes([self.version, flags]) + size + fixed
@@ -65,7 +67,8 @@ class Header:
         if offset + _FIXED.size > len(data):
             raise FormatError("the file ends inside its header: it is cut off")
         model_id, level, tile, symbol_crc = _FIXED.unpack_from(data, offset)
-        header = cls(width, height, bool(flags & FLAG_GRAY), model_id, level, symbol_crc, tile, version)
+        gray, alpha = bool(flags & FLAG_GRAY), bool(flags & FLAG_ALPHA)
+        header = cls(width, height, gray, model_id, level, symbol_crc, tile, version, alpha)
         header.validate()
         return header, offset + _FIXED.size
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import lru_cache
 from numbers import Integral
 from os import PathLike
@@ -25,6 +26,7 @@ from bitstream.grid import Rect, tile_bits
 from bitstream.header import Header, unpack_header
 from bitstream.limits import Limits
 from codec import images
+from codec.alpha import decode_alpha, pack_tiles
 from codec.files import check_target, open_bytes, write_atomic
 from codec.images import ImageLike, Picture
 from codec.metrics import psnr_db
@@ -60,20 +62,22 @@ class Codec:
     def encode(
         self, image: ImageLike, *, quality: float | None = None, bpp: float | None = None, size: int | None = None,
         psnr: float | None = None, max_size: int | None = None, effort: int = 0,
-        progress: Callable[[float], None] = lambda _: None, limits: Limits | None = None,
+        progress: Callable[[float], None] = lambda _: None, limits: Limits | None = None, strip: bool = False,
+        strict: bool = False,
     ) -> bytes:  # fmt: skip
-        """Return the file of a picture (path, PIL image, (H, W, 3) or (H, W) uint8 array).
+        """Return the file of a picture: a path, the bytes of a file or an open one, a PIL image, an array (``images.load``).
 
         ``quality`` is 0 … 100 (50 if nothing is given). Instead of it: ``bpp`` or ``size`` (bytes) for the best file that is
         not larger, ``psnr`` (dB) for the smallest that reaches it. ``max_size`` limits the bytes in any case. ``effort`` 1 … 10
         is experimental: it spends seconds to minutes per megapixel, for each attempt at a target, on a better choice of symbols
-        (README has what that saves); ``progress`` is then called with the share done of each.
+        (README has what that saves); ``progress`` is then called with the share done of each. ``strip`` leaves EXIF and XMP
+        data away; with ``strict`` what would be lost (of 16 bits, CMYK, an animation) is an error, not a warning.
         Raises ImageError for what cannot be read or stored, LimitError for more pixels than ``limits`` allow, UsageError for
         values that cannot be or contradict each other, TargetError if no file of the picture meets them.
         """
         target = Target(quality=quality, bpp=bpp, size=size, psnr=psnr, max_size=max_size)
         begin = time.perf_counter()
-        picture = images.load(image, limits=limits)
+        picture = images.load(image, limits=limits, strip=strip, strict=strict)
         read = time.perf_counter() - begin
         data = self.encode_picture(picture, target, effort=effort, progress=progress)
         self.timings = {"read": read, **self.timings}
@@ -92,12 +96,14 @@ class Codec:
         self.model.timings.clear()
         x = torch.from_numpy(picture.pixels).permute(2, 0, 1)[None]  # (1, 3, H, W) uint8
         encoder = TileEncoder(self.model, self.engine, x, bits, keep=not target.is_quality)
+        alphas = pack_tiles(picture.alpha, encoder.tiles)
+        header = Header(w, h, picture.gray, self.model.checkpoint.model_id, 0, 0, bits, alpha=picture.alpha is not None)
 
         def attempt(level: int, effort: int) -> Attempt:
             coded = encoder.code(level, effort, progress, latents=target.psnr is not None)
             self.clamped = sum(tile.clamped for tile in coded)
-            header = Header(w, h, picture.gray, self.model.checkpoint.model_id, level, symbol_crc=0, tile=bits)
-            data = Container.of_tiles(header, [tile.tile for tile in coded]).pack()
+            tiles = [part.tile._replace(alpha=alpha) for part, alpha in zip(coded, alphas, strict=True)]
+            data = Container.of_tiles(replace(header, level=level), tiles, picture.metadata).pack()
             return Attempt(data, math.nan if target.psnr is None else self._psnr_db(picture, coded, bits))
 
         top, first = self.max_level, None
@@ -113,7 +119,7 @@ class Codec:
     def decode(
         self, data: bytes, *, crop: tuple[int, int, int, int] | None = None, scale: int = 1, limits: Limits | None = None
     ) -> Image.Image:
-        """Return the picture of a file, mode RGB or L.
+        """Return the picture of a file, mode RGB or L, with alpha RGBA or LA; ``info`` has its metadata.
 
         ``crop`` (left, top, width, height) is the part that is wanted; ``scale`` 2, 4 or 8 gives half, a quarter, an eighth of
         its size: each pixel the mean of so many squared. Raises FormatError for damage, LimitError above ``limits``,
@@ -140,7 +146,8 @@ class Codec:
         decoder = TileDecoder(self.model, header.width, header.height, header.tile)
         pixels = decoder.decode(tile_latents(self.model, self.engine, source, decoder.tiles), area, scale, most)
         begin = time.perf_counter()
-        image = images.to_pil(pixels, gray=header.gray)
+        alpha = decode_alpha(source, decoder.tiles, area, scale)
+        image = images.to_pil(pixels, gray=header.gray, alpha=alpha, stored=source.metadata)
         self.timings = {**self.model.timings, "pixels": time.perf_counter() - begin}
         return image
 

@@ -62,7 +62,7 @@ def compare(
     from codec.comparison.match import compare as match
     from codec.comparison.page import page
 
-    pictures = [(os.fsencode(source.name).decode("utf-8", "replace"), images.load(source)) for source in sources]
+    pictures = [(os.fsencode(source.name).decode("utf-8", "replace"), images.load(source).bare) for source in sources]
     contenders = _contenders(models, peer_names, threads or torch.get_num_threads(), device)
     with _bar(len(pictures) * len(contenders)) as progress:
         shown = [match(name, picture, goal, contenders, progress) for name, picture in pictures]

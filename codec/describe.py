@@ -5,14 +5,15 @@ from __future__ import annotations
 from os import PathLike
 from typing import Any
 
-from bitstream.container import Y_TILE, Container, Z
+from bitstream.chunks import ALPHA, Y_TILE, Z
+from bitstream.container import Container
 from bitstream.header import Header
 from bitstream.limits import NO_LIMITS
 from codec.files import read_bytes
 from codec.metrics import bpp
 from models.manifest import manifest, name_of
 
-_CHUNK_NAMES = {Z: "z_bytes", Y_TILE: "y_bytes"}
+_CHUNK_NAMES = {Z: "z_bytes", Y_TILE: "y_bytes", ALPHA: "alpha_bytes"}
 
 
 def info(data_or_path: bytes | str | PathLike[str]) -> Header:
@@ -36,6 +37,7 @@ def describe(path: str | PathLike[str]) -> dict[str, Any]:
         "width": header.width,
         "height": header.height,
         "gray": header.gray,
+        "alpha": header.alpha,
         "tiles": header.n_tiles,
         "model": name,
         "model_id": header.model_id.hex(),
@@ -43,7 +45,8 @@ def describe(path: str | PathLike[str]) -> dict[str, Any]:
         "level": header.level / 256,
         "bytes": len(data),
         **chunks,
-        "other_bytes": len(data) - sum(chunks.values()),
+        **{f"{name}_bytes": len(value) for name, value in container.metadata._asdict().items()},
+        "other_bytes": len(data) - sum(chunks.values()) - sum(map(len, container.metadata)),
         "bpp": round(bpp(len(data), header.width, header.height), 5),
         "symbol_crc": f"{header.symbol_crc:08x}",
     }

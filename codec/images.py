@@ -1,44 +1,43 @@
-"""Pictures in and out: files, PIL images and arrays to (H, W, 3) uint8 and back.
+"""Pictures in and out: files, PIL images and arrays to (H, W, 3) uint8, alpha and metadata, and back.
 
-What the codec does not store yet (alpha, more than 8 bits, CMYK, animation) is an error that names it; metadata that is left
-behind is a warning. Nothing is dropped in silence.
+What is lost on the way in is a warning that names it (``strict``: an error); nothing is dropped in silence.
 """
 
 from __future__ import annotations
 
 import io
-import re
 import struct
 import threading
 import warnings
 import zlib
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from bitstream.chunks import Metadata
 from bitstream.errors import ImageError
 from bitstream.limits import Limits
+from codec import conversion, metadata
 from codec.files import write_atomic
 
 Pixels: TypeAlias = NDArray[np.uint8]
-ImageLike: TypeAlias = "Image.Image | Pixels | str | PathLike[str]"
+ImageLike: TypeAlias = "Image.Image | Pixels | str | PathLike[str] | bytes | BinaryIO"
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm"}  # of the pictures in a folder
 
-_METADATA = {"icc_profile": "ICC profile", "exif": "EXIF data", "xmp": "XMP data"}
-_TOO_DEEP = "more than 8 bits a channel are not supported yet: convert to 8 bits first"
-_DEEP_RAW_MODE = re.compile(r"(L|LA|RGB|RGBA|RGBX|CMYK|I);(16|32)")
 _SAVE_OPTIONS: dict[str, dict[str, Any]] = {
-    "WEBP": {"lossless": True},
+    "WEBP": {"lossless": True, "exact": True},  # exact: colours that cannot be seen too
     "JPEG": {"quality": 95, "subsampling": 0},
     "AVIF": {"quality": 95, "subsampling": "4:4:4"},
 }
 _LOSSLESS = {"PNG", "WEBP", "TIFF", "BMP", "DIB", "PPM", "TGA", "PCX", "SGI", "JPEG2000", "QOI"}
+_ALPHA = {"PNG", "WEBP", "TIFF", "AVIF", "JPEG2000", "TGA"}  # formats that give it back
 _RESIZING = {"ICO", "ICNS"}  # icons: Pillow shrinks the picture
 _ROWS = 1024  # of a picture, converted at once
 _PILLOW = threading.Lock()  # its limit is one for all threads
@@ -55,42 +54,73 @@ _TURNS = {  # EXIF orientation → what makes the picture upright
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_DIRECT = {"RGB": "RGB", "L": "L", "1": "L", "P": "RGB", "YCbCr": "RGB"}
 
 
 @dataclass(frozen=True)
 class Picture:
-    """Pixels (H, W, 3) uint8; ``gray`` if the source has one channel (then the three are equal)."""
+    """Pixels (H, W, 3) uint8; ``gray`` if the source has one colour channel (then the three are equal).
+
+    ``alpha`` is (H, W) uint8, None if there is none.
+    """
 
     pixels: Pixels
     gray: bool
+    alpha: Pixels | None = None
+    metadata: Metadata = Metadata()
+
+    @property
+    def bare(self) -> Picture:
+        """Return the colours alone: what codecs are compared by."""
+        return replace(self, alpha=None, metadata=Metadata())
 
 
-def load(source: ImageLike, *, limits: Limits | None = None) -> Picture:
-    """Read a path, a PIL image, or an (H, W, 3) or (H, W) uint8 array. Raises ImageError, or LimitError above ``limits``."""
+def load(source: ImageLike, *, limits: Limits | None = None, strip: bool = False, strict: bool = False) -> Picture:
+    """Read a path, the bytes of a file or an open one, a PIL image, or an array.
+
+    Arrays are uint8 of (H, W), (H, W, 2) with alpha, (H, W, 3) or (H, W, 4) with alpha. ``strip`` leaves EXIF and XMP data
+    away, not the ICC profile: without it the colours are others. Warns of what is lost; with ``strict`` that is an error.
+    Raises ImageError, or LimitError above ``limits``.
+    """
     limits = limits or Limits()
     if isinstance(source, np.ndarray):
         picture = _from_array(source)
         limits.check_size(picture.pixels.shape[1], picture.pixels.shape[0])
         return picture
-    name = "image" if isinstance(source, Image.Image) else str(Path(source))
+    named = isinstance(source, str | PathLike)
+    name = str(Path(source)) if isinstance(source, str | PathLike) else "image"
     try:
         if isinstance(source, Image.Image):
             limits.check_size(*source.size)
-            return _from_pil(source, name)
-        with _open(Path(source)) as image:
-            limits.check_size(*image.size)  # before the pixels are read
-            if image.format in ("JPEG2000", "AVIF") and is_deep_header(_head(Path(source))):
-                raise ImageError(f"{name}: {_TOO_DEEP}")
-            return _from_pil(image, name)
+            picture, losses = _from_pil(source, b"")
+        else:
+            file = open(source, "rb") if isinstance(source, str | PathLike) else _as_file(source)
+            with file if named else nullcontext(file), _open(file) as image:
+                limits.check_size(*image.size)  # before the pixels are read
+                picture, losses = _from_pil(image, _head(file))
     except UnidentifiedImageError as error:
         raise ImageError(f"{name}: not a picture that Pillow can read: give a PNG, JPEG, WebP, TIFF or BMP file") from error
+    except _Refused as error:
+        raise ImageError(f"{name}: {error}") from error
     except _DAMAGE as error:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise ImageError(f"{name}: cannot be read ({reason})") from error
+    if losses and strict:
+        cure = "leave it away, or convert the picture first"
+        raise ImageError(f"{name}: {losses[0]}; --strict (strict=True) allows no loss: {cure}")
+    for loss in losses:
+        warnings.warn(f"{name}: {loss}", UserWarning, stacklevel=3)
+    return replace(picture, metadata=Metadata(icc=picture.metadata.icc)) if strip else picture
 
 
-def _open(path: Path) -> Image.Image:
+class _Refused(Exception):
+    """Why a picture cannot be stored, not yet its name."""
+
+
+def _as_file(source: bytes | BinaryIO) -> BinaryIO:
+    return io.BytesIO(source) if isinstance(source, bytes) else source
+
+
+def _open(file: BinaryIO) -> Image.Image:
     """Open a picture of any size: ours is the limit that counts, and Pillow's has no option.
 
     Pillow's limit is off for the whole process during the call, so also for a caller's own ``Image.open`` in another thread.
@@ -98,39 +128,70 @@ def _open(path: Path) -> Image.Image:
     with _PILLOW:
         before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
-            return Image.open(path)
+            return Image.open(file)
         finally:
             Image.MAX_IMAGE_PIXELS = before
 
 
 def _from_array(array: NDArray[np.generic]) -> Picture:
-    gray = array.ndim == 2
-    if array.dtype != np.uint8 or not (gray or (array.ndim == 3 and array.shape[2] == 3)) or 0 in array.shape:
-        raise ImageError(f"array is {array.shape} {array.dtype}, expected (H, W, 3) or (H, W) uint8, H and W at least 1")
-    pixels = np.repeat(array[:, :, None], 3, axis=2) if gray else array
-    return Picture(np.ascontiguousarray(pixels, dtype=np.uint8), gray)
+    channels = 1 if array.ndim == 2 else array.shape[2] if array.ndim == 3 else 0
+    if array.dtype != np.uint8 or (channels, array.ndim) not in ((1, 2), (2, 3), (3, 3), (4, 3)) or 0 in array.shape:
+        raise ImageError(
+            f"array is {array.shape} {array.dtype}, expected (H, W, 3) or (H, W) uint8, with alpha (H, W, 4) or (H, W, 2), H "
+            "and W at least 1"
+        )
+    gray = channels < 3
+    colours = array.reshape(*array.shape[:2], channels)[:, :, : 1 if gray else 3]
+    pixels = np.repeat(colours, 3, axis=2) if gray else colours
+    alpha = np.ascontiguousarray(array[:, :, -1], dtype=np.uint8) if channels in (2, 4) else None
+    return Picture(np.ascontiguousarray(pixels, dtype=np.uint8), gray, alpha)
 
 
-def _from_pil(image: Image.Image, name: str) -> Picture:
-    if problem := _unsupported(image):
-        raise ImageError(f"{name}: {problem}")
+def _from_pil(image: Image.Image, head: bytes) -> tuple[Picture, list[str]]:
+    """Return the picture, and what is lost. Raises _Refused, or what Pillow raises."""
+    if problem := conversion.refusal(image):
+        raise _Refused(problem)
+    deep = conversion.is_deep(image, head)
+    losses = _further_pictures(image)
     orientation = _orientation(image)  # reads to the end of a PNG, where more metadata may be
-    left = [label for key, label in _METADATA.items() if image.info.get(key)]
-    if image.format == "MPO" and getattr(image, "n_frames", 1) > 1:
-        left.append("further pictures of a multi-picture file")
-    if left:
-        unread = "the EXIF data cannot be read: an orientation is not applied"
-        turned = unread if orientation is None else "orientation is applied"
-        warnings.warn(f"{name}: {', '.join(left)} not stored ({turned})", UserWarning, stacklevel=4)
-    upright = image.transpose(_TURNS[orientation]) if orientation in _TURNS else image
-    mode = _DIRECT[upright.mode]
-    pixels = np.empty((upright.height, upright.width, 3), np.uint8)
-    if 0 in pixels.shape:
-        raise ImageError(f"{name}: the picture is {image.width}×{image.height}, expected at least 1×1")
-    for top in range(0, upright.height, _ROWS):  # Pillow needs several copies of what it converts
-        part = upright.crop((0, top, upright.width, min(top + _ROWS, upright.height)))
-        pixels[top : top + _ROWS] = np.asarray(part.convert(mode).convert("RGB"))
-    return Picture(pixels, mode == "L")
+    stored = metadata.read(image)
+    if orientation is None:
+        losses.append("the EXIF data cannot be read: it is stored as it is, an orientation is not applied")
+    converted, lost, drops_profile = conversion.convert(image, head, deep=deep)
+    if orientation in _TURNS:
+        converted, stored = converted.transpose(_TURNS[orientation]), metadata.upright(stored)
+    if drops_profile:
+        stored = stored._replace(icc=b"")
+    if 0 in image.size:
+        raise _Refused(f"the picture is {image.width}×{image.height}, expected at least 1×1")
+    pixels, alpha = _arrays(converted)
+    return Picture(pixels, conversion.is_gray(converted), alpha, stored), losses + lost
+
+
+def _arrays(image: Image.Image) -> tuple[Pixels, Pixels | None]:
+    """Return pixels (H, W, 3) and alpha (H, W) or None."""
+    transparent = image.has_transparency_data or image.mode in ("RGBa", "La", "PA")
+    pixels = np.empty((image.height, image.width, 3), np.uint8)
+    alpha = np.empty((image.height, image.width), np.uint8) if transparent else None
+    for top in range(0, image.height, _ROWS):  # Pillow needs several copies of what it converts
+        part = image.crop((0, top, image.width, min(top + _ROWS, image.height)))
+        part = part.convert("LA") if part.mode == "La" else part
+        if alpha is None:
+            pixels[top : top + _ROWS] = np.asarray(part.convert("RGB"))
+        else:
+            values = np.asarray(part.convert("RGBA"))
+            pixels[top : top + _ROWS], alpha[top : top + _ROWS] = values[:, :, :3], values[:, :, 3]
+    return pixels, alpha
+
+
+def _further_pictures(image: Image.Image) -> list[str]:
+    """Return what is lost of a file of several pictures."""
+    count = getattr(image, "n_frames", 1)
+    if image.format == "MPO" and count > 1:
+        return ["further pictures of a multi-picture file are not stored"]
+    if getattr(image, "is_animated", False):
+        return [f"of an animation (or pages) of {count} frames the first is stored"]
+    return []
 
 
 def _orientation(image: Image.Image) -> int | None:
@@ -142,55 +203,25 @@ def _orientation(image: Image.Image) -> int | None:
         return None
 
 
-def _unsupported(image: Image.Image) -> str | None:
-    """Say what about a picture cannot be stored yet, with the cure; None if all of it can."""
-    if getattr(image, "is_animated", False) and image.format != "MPO":
-        return f"an animation of {getattr(image, 'n_frames', 2)} frames, one frame is supported: extract the frame you want"
-    if image.mode.startswith(("I", "F")) or _is_deep(image):
-        return _TOO_DEEP
-    if image.mode != "LAB" and (image.has_transparency_data or image.mode in ("RGBa", "La", "PA")):
-        return "an alpha channel is not supported yet: flatten the picture onto a background first"
-    if image.mode == "CMYK":
-        return "CMYK is not supported yet: convert to RGB first"
-    if image.mode not in _DIRECT:
-        return f"colour mode {image.mode} is not supported: convert to RGB first"
-    return None
+def _head(file: BinaryIO) -> bytes:
+    """Return the beginning of a file; its position stays what it is."""
+    place = file.tell()
+    file.seek(0)
+    head = file.read(conversion.HEAD_BYTES)
+    file.seek(place)
+    return head
 
 
-def _head(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return file.read(2**16)
-
-
-def is_deep_header(head: bytes) -> bool:
-    """Return whether a JPEG 2000 or AVIF file that begins so has more than 8 bits a channel: Pillow cuts them to 8 in silence.
-
-    Looks at Ssiz in JPEG 2000's SIZ marker (ISO 15444-1 A.5.1) and at high_bitdepth in AVIF's av1C box (AV1-ISOBMFF 2.3.3).
-    """
-    siz = head.find(b"\xff\x4f\xff\x51")
-    if siz >= 0 and siz + 42 < len(head):
-        return head[siz + 42] & 0x7F > 7
-    av1c = head.find(b"av1C")
-    return av1c >= 0 and av1c + 6 < len(head) and bool(head[av1c + 6] & 0x40)
-
-
-def _is_deep(image: Image.Image) -> bool:
-    """Return whether the file has more than 8 bits a channel; Pillow hides that of RGB behind mode "RGB"."""
-    for tile in getattr(image, "tile", []):
-        arguments = tile[3] if isinstance(tile[3], tuple) else (tile[3],)
-        if any(isinstance(a, str) and _DEEP_RAW_MODE.match(a) for a in arguments):
-            return True
-        if tile[0].startswith("ppm") and any(isinstance(a, int) and a > 255 for a in arguments):
-            return True
-    return False
-
-
-def to_pil(pixels: Pixels, *, gray: bool) -> Image.Image:
-    """Return a PIL image, mode L if gray (rounded mean of the channels), else RGB."""
+def to_pil(pixels: Pixels, *, gray: bool, alpha: Pixels | None = None, stored: Metadata | None = None) -> Image.Image:
+    """Return a PIL image, mode L if gray (rounded mean of the channels), else RGB, or LA, RGBA with alpha."""
     if gray:
         mean = (pixels.sum(axis=2, dtype=np.uint16) + 1) // 3
-        return Image.fromarray(mean.astype(np.uint8))
-    return Image.fromarray(pixels)
+        pixels = mean.astype(np.uint8)
+    image = Image.fromarray(pixels)
+    if alpha is not None:
+        image.putalpha(Image.fromarray(alpha))
+    image.info.update(metadata.info_of(stored or Metadata()))
+    return image
 
 
 def shown(pixels: Pixels, *, gray: bool) -> Pixels:
@@ -207,18 +238,30 @@ def format_of(path: str | PathLike[str]) -> str:
     return kind
 
 
+def pack(image: Image.Image, kind: str, name: str) -> bytes:
+    """Return the bytes of a file in one of Pillow's formats, with the metadata that ``image.info`` holds.
+
+    Warns of what the format cannot hold. Raises ImageError.
+    """
+    if image.mode in ("RGBA", "LA") and kind not in _ALPHA:
+        raise ImageError(f"{name}: {kind} keeps no alpha channel, the picture has one: name it .png")
+    options, lost = metadata.save_options(image.info, kind)
+    buffer = io.BytesIO()
+    try:
+        image.save(buffer, format=kind, **_SAVE_OPTIONS.get(kind, {}), **options)
+    except (OSError, ValueError, KeyError, OverflowError, TypeError, SyntaxError, struct.error) as error:
+        raise ImageError(f"{name}: cannot be written as {kind} ({error}): name it .png") from error
+    if kind not in _LOSSLESS:
+        warnings.warn(f"{name}: {kind} does not keep the decoded pixels exactly: name it .png for that", stacklevel=2)
+    if lost:
+        warnings.warn(f"{name}: {kind} does not hold {' and '.join(lost)}: name it .png for that", stacklevel=2)
+    return buffer.getvalue()
+
+
 def save(image: Image.Image, path: str | PathLike[str], *, overwrite: bool = False) -> None:
     """Write a picture in the format of the path's extension, whole or not at all.
 
     Raises ImageError, UsageError or WriteError.
     """
     target = Path(path)
-    kind = format_of(target)
-    buffer = io.BytesIO()
-    try:
-        image.save(buffer, format=kind, **_SAVE_OPTIONS.get(kind, {}))
-    except (OSError, ValueError, KeyError, OverflowError, struct.error) as error:
-        raise ImageError(f"{target}: cannot be written as {kind} ({error}): name it .png") from error
-    if kind not in _LOSSLESS:
-        warnings.warn(f"{target}: {kind} does not keep the decoded pixels exactly: name it .png for that", stacklevel=2)
-    write_atomic(target, buffer.getvalue(), overwrite=overwrite)
+    write_atomic(target, pack(image, format_of(target), str(target)), overwrite=overwrite)

@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from bitstream.container import ALPHA, EXIF, ICC, INDEX, XMP, Y_TILE, Container, Tile, Z, frames
+from bitstream.chunks import ALPHA, EXIF, ICC, INDEX, XMP, Y_TILE, Z, frames
+from bitstream.container import Container, Tile
 from bitstream.grid import Rect, cut, padded, tile_side
 from bitstream.header import Header, unpack_header
 from bitstream.limits import NO_LIMITS, Limits
@@ -254,9 +255,13 @@ def _frame_parts(data: bytes) -> list[Part]:
     view = memoryview(data)
     _, start = unpack_header(view, limits=NO_LIMITS)
     found = list(frames(view[:-4], start))
-    others = [frame for frame in found if frame.kind not in (Z, Y_TILE)]
+    others: dict[str, int] = {}  # ALPHA is in each tile
+    for frame in found:
+        if frame.kind not in (Z, Y_TILE):
+            name = f"chunk {_CHUNK_NAMES.get(frame.kind, hex(frame.kind))}"
+            others[name] = others.get(name, 0) + frame.end - frame.inside
     heads = sum(frame.inside - frame.start for frame in found)
-    named = [Part(f"chunk {_CHUNK_NAMES.get(frame.kind, hex(frame.kind))}", frame.end - frame.inside) for frame in others]
+    named = [Part(name, n_bytes) for name, n_bytes in others.items()]
     return [Part("header", start), Part("chunk types and lengths", heads), *named, Part("checksum", 4)]
 
 

@@ -54,6 +54,7 @@ def _checks(path: str | PathLike[str], model: str | None, limits: Limits) -> Ite
     payloads = sum(len(payload) for _, payload in container.chunks)
     yield Stage("chunks", True, f"{len(container.chunks)} with {payloads} bytes")
     name = _try("checkpoint", lambda: model or find_by_id(header.model_id))
+    from codec.alpha import decode_alpha
     from codec.api import cached_codec  # torch is loaded here, for sound files only
     from codec.tiles import TileDecoder, tile_latents
 
@@ -64,9 +65,13 @@ def _checks(path: str | PathLike[str], model: str | None, limits: Limits) -> Ite
     decode = tile_latents(codec.model, codec.engine, container, decoder.tiles)
     wrong = [f"tile {number}: {error}" for number in range(header.n_tiles) if (error := _error_of(decode, number))]
     yield Stage("symbols", not wrong, "; ".join(wrong) or f"CRC {header.symbol_crc:08x}")
-    if not wrong:
-        pixels = _try("pixels", lambda: decoder.decode(decode, _whole(header)))
-        yield Stage("pixels", True, f"CRC {zlib.crc32(pixels.tobytes()):08x} on this machine")
+    if wrong:
+        return
+    if header.alpha:
+        alpha = _try("alpha", lambda: decode_alpha(container, decoder.tiles, _whole(header), 1))
+        yield Stage("alpha", True, f"CRC {zlib.crc32(alpha.tobytes() if alpha is not None else b''):08x}")
+    pixels = _try("pixels", lambda: decoder.decode(decode, _whole(header)))
+    yield Stage("pixels", True, f"CRC {zlib.crc32(pixels.tobytes()):08x} on this machine")
 
 
 def _whole(header: Header) -> Rect:

@@ -9,6 +9,7 @@ them again to mend a test. Pictures are drawn from arithmetic here, nothing is d
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
@@ -16,8 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bitstream.chunks import Metadata
+from codec import images
 from codec.api import Codec
 from codec.images import Pixels
+from codec.targets import Target
 from models.attention import AttentionConfig
 from models.checkpoint import save_checkpoint
 from models.factorized import FactorizedConfig
@@ -122,18 +126,31 @@ def main() -> None:
         for name, (h, w) in TILED_SIZES.items():
             if name == "300x70" or model == "crossed":
                 write(coder, f"v1-{of}tiled-{name}", scene(h, w, 11), 50, tile_bits=8)
+        if model == "swift":
+            stored = Metadata(b"a profile", b"II*\0\x08\0\0\0\0\0", b"<x:xmpmeta/>")
+            for name, (h, w), bits in (("alpha-65x129", (129, 65), 0), ("alpha-tiled-300x70", (70, 300), 8)):
+                write(coder, f"v1-{name}", with_alpha(scene(h, w, 12)), 50, tile_bits=bits, stored=stored)
+            write(coder, "v1-gray-alpha-1x37", with_alpha(scene(37, 1, 13)[:, :, :1]), 50)
         if model in ("joint", "attention"):
             write(coder, f"v1-{of}gray-260x200", scene(200, 260, 9)[:, :, 0], 66)  # two segments of wavefronts
 
 
-def write(coder: Codec, name: str, pixels: Pixels, quality: float, tile_bits: int = 0) -> None:
+def with_alpha(pixels: Pixels) -> Pixels:
+    """Return pixels (h, w, C) with an alpha channel behind them: a soft disc, empty where the picture has not got it."""
+    h, w, _ = pixels.shape
+    y, x = np.mgrid[0:h, 0:w]
+    return np.dstack([pixels, np.clip(200 - 6 * np.hypot(y - 30, x - 30), 0, 255).astype(np.uint8)])
+
+
+def write(coder: Codec, name: str, pixels: Pixels, quality: float, tile_bits: int = 0, stored: Metadata | None = None) -> None:
     """Write one file and the picture that it decodes to, unless they exist; ``tile_bits`` is the tile field of the header."""
     target = FOLDER / f"{name}.lic"
     if target.exists():
         return
     with mock.patch("codec.api.tile_bits", return_value=tile_bits):
-        data = coder.encode(pixels, quality=quality)
-    coder.decode(data).save(target.with_suffix(".png"))
+        picture = replace(images.load(pixels), metadata=stored or Metadata())
+        data = coder.encode_picture(picture, Target(quality=quality))
+    images.save(coder.decode(data), target.with_suffix(".png"))
     target.write_bytes(data)
 
 

@@ -121,7 +121,7 @@ def _end_with(parent: BaseProcess) -> None:
 
 @lru_cache(maxsize=1)
 def _picture(source: Source) -> images.Picture:
-    return images.load(source.path)
+    return images.load(source.path).bare
 
 
 _warm: set[tuple[str, int, int]] = set()  # codecs and the sides of pictures that this process has seen

@@ -1,5 +1,6 @@
 """The container: literal bytes, and an error of its own for each way in which a file can be off."""
 
+import dataclasses
 import struct
 import subprocess
 import sys
@@ -8,7 +9,8 @@ import zlib
 
 import pytest
 
-from bitstream.container import ALPHA, EXIF, ICC, XMP, Y_TILE, Container, Z
+from bitstream.chunks import ALPHA, EXIF, ICC, XMP, Y_TILE, Metadata, Z
+from bitstream.container import Container
 from bitstream.errors import CodecError, FormatError, LimitError, VersionError
 from bitstream.header import SIGNATURE, Header, unpack_header
 from bitstream.limits import MAX_SIDE, Limits
@@ -202,9 +204,9 @@ def test_a_sealed_file_with_any_other_byte_is_read_or_refused_with_our_error(off
 # --- fields
 
 
-@pytest.mark.parametrize("flags", [0x02, 0x03, 0x80, 0xFF])
+@pytest.mark.parametrize("flags", [0x04, 0x07, 0x80, 0xFF])
 def test_rejects_unknown_flags(flags):
-    with pytest.raises(FormatError, match=f"flags are {flags:#04x}, known are 0x01"):
+    with pytest.raises(FormatError, match=f"flags are {flags:#04x}, known are 0x03"):
         Container.unpack(changed(5, flags))
 
 
@@ -290,7 +292,7 @@ def test_rejects_a_chunk_without_its_length(tail):
         Container.unpack(sealed(HEADER_BYTES + tail))
 
 
-@pytest.mark.parametrize("kind", [ICC, EXIF, XMP, 0x80, 0xFF])
+@pytest.mark.parametrize("kind", [0x84, 0x80, 0xFF])
 def test_skips_ancillary_chunks_wherever_they_stand(kind):
     z, y, other = (Z, b"\xaa"), (Y_TILE, b"\xbb\xcc"), (kind, b"what a newer program wrote")
     plain = Container.unpack(FILE)
@@ -298,7 +300,45 @@ def test_skips_ancillary_chunks_wherever_they_stand(kind):
         assert Container.unpack(chunked(*chunks)) == plain
 
 
-@pytest.mark.parametrize("kind", [0, ALPHA, 5, 0x7F])
+def test_metadata_is_packed_behind_the_header():
+    data = dataclasses.replace(Container.unpack(FILE), metadata=Metadata(b"profile", b"II*", b"<x/>")).pack()
+    stored = bytes([ICC, 7]) + b"profile" + bytes([EXIF, 3]) + b"II*" + bytes([XMP, 4]) + b"<x/>"
+    assert data == sealed(HEADER_BYTES + stored + FILE[len(HEADER_BYTES) : -4])
+    assert Container.unpack(data).metadata == Metadata(b"profile", b"II*", b"<x/>")
+    assert Container.unpack(FILE).metadata == Metadata()
+
+
+@pytest.mark.parametrize("kind", [ICC, EXIF, XMP])
+def test_metadata_stands_once_and_behind_the_header(kind):
+    z, y, stored = (Z, b"\xaa"), (Y_TILE, b"\xbb\xcc"), (kind, b"x")
+    assert Container.unpack(chunked((0xEE, b""), stored, z, y)).metadata.count(b"x") == 1
+    with pytest.raises(FormatError, match=r"there are two chunks (ICC|EXIF|XMP), expected at most one"):
+        Container.unpack(chunked(stored, stored, z, y))
+    for chunks in ([z, stored, y], [z, y, stored]):
+        with pytest.raises(FormatError, match=r"a chunk (ICC|EXIF|XMP) is not directly behind the header"):
+            Container.unpack(chunked(*chunks))
+
+
+def test_alpha_is_a_third_chunk_of_each_tile():
+    container = Container(dataclasses.replace(HEADER, alpha=True), [(Z, b"\xaa"), (Y_TILE, b""), (ALPHA, b"\xff")])
+    assert container.pack()[5] == 2
+    assert Container.unpack(container.pack()) == container
+    assert container.tile(0).alpha == b"\xff"
+
+
+@pytest.mark.parametrize("kinds", [[Z, Y_TILE], [Z, ALPHA, Y_TILE], [ALPHA, Z, Y_TILE], [Z, Y_TILE, ALPHA, ALPHA]])
+def test_rejects_alpha_that_is_missing_repeated_or_misplaced(kinds):
+    header = dataclasses.replace(HEADER, alpha=True)
+    with pytest.raises(FormatError, match=r"expected one Z and one Y_TILE and one ALPHA, \[1, 2, 3\]"):
+        Container.unpack(Container(header, [(kind, b"") for kind in kinds]).pack())
+
+
+def test_rejects_alpha_that_the_header_does_not_tell_of():
+    with pytest.raises(FormatError, match=r"chunks are \[1, 2, 3\], expected one Z and one Y_TILE"):
+        Container.unpack(chunked((Z, b""), (Y_TILE, b""), (ALPHA, b"")))
+
+
+@pytest.mark.parametrize("kind", [0, 5, 0x7F])
 def test_rejects_other_chunks_that_are_not_ancillary(kind):
     with pytest.raises(FormatError, match=f"chunk type {kind} is not known.*newer codec"):
         Container.unpack(chunked((Z, b""), (Y_TILE, b""), (kind, b"")))

@@ -9,7 +9,8 @@ import zlib
 
 import pytest
 
-from bitstream.container import EXIF, INDEX, Y_TILE, Container, Tile, Z, open_container
+from bitstream.chunks import EXIF, INDEX, Y_TILE, Metadata, Z
+from bitstream.container import Container, Tile, open_container
 from bitstream.errors import CodecError, FormatError, LimitError
 from bitstream.header import Header
 from bitstream.limits import Limits
@@ -84,9 +85,33 @@ def test_a_long_index_is_read_whole():
 
 
 def test_ancillary_chunks_behind_the_tiles_are_skipped():
-    data = dataclasses.replace(CONTAINER, chunks=[*CONTAINER.chunks, (EXIF, b"x" * 30)]).pack()
+    data = dataclasses.replace(CONTAINER, chunks=[*CONTAINER.chunks, (0xEE, b"x" * 30)]).pack()
     assert Container.unpack(data) == CONTAINER
     assert open_container(io.BytesIO(data)).tile(1) == TILES[1]
+
+
+@pytest.mark.parametrize("size", [1, 40, 100_000])
+def test_metadata_of_a_tiled_file_is_read_with_its_head(size):
+    metadata = Metadata(b"", b"e" * size, b"x" * 3)
+    data = dataclasses.replace(CONTAINER, metadata=metadata).pack()
+    assert Container.unpack(data) == dataclasses.replace(CONTAINER, metadata=metadata)
+    file = Counting(data)
+    source = open_container(file)
+    assert source.metadata == metadata
+    assert file.count <= HEAD_BYTES + size + INDEX_BYTES + 64
+    assert [source.tile(number) for number in range(2)] == TILES
+    damaged = bytearray(data)
+    damaged[HEAD_BYTES + len(data) - len(FILE) - 2] ^= 1  # in the metadata, which the checksum of the index covers
+    with pytest.raises(FormatError, match="header and index have checksum"):
+        open_container(io.BytesIO(bytes(damaged)))
+
+
+def test_tiles_with_alpha():
+    header = dataclasses.replace(HEADER, alpha=True)
+    tiles = [tile._replace(alpha=bytes([number]) * 9) for number, tile in enumerate(TILES)]
+    data = Container.of_tiles(header, tiles).pack()
+    assert Container.unpack(data).tile(1) == tiles[1]
+    assert _read_all(data) == tiles
 
 
 def test_ancillary_chunks_between_the_tiles_are_refused():
@@ -212,7 +237,7 @@ def header_bytes(container: Container) -> bytes:
     return container.header.pack()
 
 
-@pytest.mark.parametrize("kind", [Z, Y_TILE, EXIF, 0xFF])
+@pytest.mark.parametrize("kind", [Z, Y_TILE, 0xEE, 0xFF])
 def test_very_many_chunks_are_refused_at_once(kind):
     one_tile = dataclasses.replace(HEADER, tile=0)
     spam = one_tile.pack() + bytes([Z, 0, Y_TILE, 0]) + bytes([kind, 0]) * 100_000

@@ -305,7 +305,7 @@ def test_a_small_file_of_a_larger_picture_takes_memory_for_the_picture_alone(cod
     [
         (FormatError, r"begins with 88 4c 49 43, expected 89 4c 49 43", lambda p: dict(prefix=b"\x88" + p.prefix[1:])),
         (FormatError, r"version 9 .*\(this program reads 1\).*update", lambda p: dict(prefix=p.prefix[:4] + b"\x09\0")),
-        (FormatError, r"flags are 0x40, known are 0x01", lambda p: dict(prefix=p.prefix[:5] + b"\x40")),
+        (FormatError, r"flags are 0x40, known are 0x03", lambda p: dict(prefix=p.prefix[:5] + b"\x40")),
         (FormatError, r"0×37, expected 1 … 16777216", lambda p: dict(sides=(b"\0", pack(37)))),
         (CheckpointError, r"checkpoint 00000000, loaded is [0-9a-f]{8}", lambda p: dict(fixed=bytes(4) + p.fixed[4:])),
         (FormatError, r"chunk type 119 is not known.*update", lambda p: dict(chunks=((0x77, b""), *p.chunks))),

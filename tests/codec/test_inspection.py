@@ -12,8 +12,9 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 
+from bitstream.chunks import Y_TILE, Metadata, Z
 from bitstream.coder import StreamReader, StreamWriter
-from bitstream.container import EXIF, Y_TILE, Container, Z
+from bitstream.container import Container
 from bitstream.engines.reference import ReferenceEngine
 from bitstream.errors import CheckpointError, DesyncError, FormatError, LimitError
 from bitstream.grid import Rect, cut, tile_side
@@ -103,7 +104,7 @@ def groups_of(path: Path):
     codec = cached_codec(str(checkpoint_of(path)), "cpu")
     tiles = cut(Rect(0, 0, header.width, header.height), tile_side(header.tile, header.width, header.height))
     for number, rect in enumerate(tiles):
-        payloads, crc = container.tile(number)
+        payloads, crc, _ = container.tile(number)
         h, w = (-(-side // 64) * 4 for side in (rect.height, rect.width))
         plain, recording = (reader(codec.engine, payloads) for reader in (StreamReader, RecordingReader))
         y_hats = [codec.model.entropy.code_latents(reader, header.level, h, w, None) for reader in (plain, recording)]
@@ -193,7 +194,8 @@ def test_the_map_is_that_of_the_picture(small):
 
 def test_chunks_that_are_skipped_are_parts(small):
     container = Container.unpack(small.read_bytes())
-    data = Container(container.header, [*container.chunks, (EXIF, b"x" * 300), (0xEE, b"")]).pack()
+    chunks = [*container.chunks, (0xEE, b"")]
+    data = Container(container.header, chunks, metadata=Metadata(exif=b"x" * 300)).pack()
     found = inspect(data, model=checkpoint_of(small))
     assert found.n_bytes == len(data)
     sizes = {part.name: part.n_bytes for part in found.parts}

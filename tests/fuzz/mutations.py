@@ -13,13 +13,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from random import Random
 
+FLAG_ALPHA = 2  # of the header: tiles have three chunks
 INDEX = 4  # the chunk with lengths and CRCs of the tiles
 FIXED_BYTES = 11  # model id, level, tile, symbol CRC
 MAX_BYTES = 2**16  # of a mutated file
 SEALED = 0.9  # share of mutated files whose CRC is right
 EXTREMES = (0, 1, 2, 63, 64, 127, 128, 255, 256, 2**14, 2**16 - 1, 2**24, 2**24 + 1, 2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**63)
 BYTES = (0x00, 0x01, 0x7F, 0x80, 0xFF)
-KINDS = (0, 1, 2, 3, INDEX, 5, 0x7F, 0x80, 0x81, 0x83, 0xFF)  # of chunks: known, reserved, unknown, ancillary
+KINDS = (0, 1, 2, 3, INDEX, 5, 0x7F, 0x80, 0x81, 0x82, 0x83, 0xFF)  # of chunks: known, reserved, unknown, ancillary
 
 Mutation = Callable[[bytes, Random, Sequence[bytes]], bytes]
 
@@ -41,9 +42,18 @@ class Pieces:
         """Return the file; lengths of chunks, index and file CRC are right."""
         head = self.prefix + b"".join(self.sides) + self.fixed
         frames = [frame(kind, payload) for kind, payload in self.chunks]
-        if self.chunks and self.chunks[0][0] == INDEX:
-            frames[0] = _index(head, self.chunks[0][1], frames[1:])
+        at = self.index_at
+        if at is not None:
+            each = 3 if self.prefix[5:6] and self.prefix[5] & FLAG_ALPHA else 2  # frames of a tile
+            frames[at] = _index(head + b"".join(frames[:at]), self.chunks[at][1], frames[at + 1 :], each)
         return with_crc(head + b"".join(frames) + self.rest)
+
+    @property
+    def index_at(self) -> int | None:
+        """Return which chunk is the index: behind metadata the first."""
+        kinds = [kind for kind, _ in self.chunks]
+        first = next((at for at, kind in enumerate(kinds) if not kind & 0x80), None)
+        return first if first is not None and kinds[first] == INDEX else None
 
 
 def with_crc(body: bytes) -> bytes:
@@ -54,7 +64,7 @@ def with_crc(body: bytes) -> bytes:
 def seal(data: bytes) -> bytes:
     """Return a file with right CRCs in the place of those it has, its index included."""
     pieces = cut(data)
-    return pieces.join() if pieces.chunks and pieces.chunks[0][0] == INDEX else with_crc(data[:-4])
+    return with_crc(data[:-4]) if pieces.index_at is None else pieces.join()
 
 
 def pack(value: int, zeros: int = 0) -> bytes:
@@ -101,8 +111,9 @@ def cut(data: bytes) -> Pieces:
 def with_symbol_crc(data: bytes, crc: int, old: int) -> bytes:
     """Return a file with another symbol CRC in the place of an old one: its own, or that of a tile."""
     pieces, new = cut(data), struct.pack("<I", crc)
-    if pieces.chunks and pieces.chunks[0][0] == INDEX:
-        index = pieces.chunks[0][1]
+    at = pieces.index_at
+    if at is not None:
+        index = pieces.chunks[at][1]
         offset, crcs = 0, []
         while offset < len(index) - 4:
             _, start = unpack(index, offset)
@@ -110,18 +121,18 @@ def with_symbol_crc(data: bytes, crc: int, old: int) -> bytes:
             if index[start + 4 : offset] == struct.pack("<I", old):
                 index = index[: start + 4] + new + index[offset:]
             crcs.append(index[start + 4 : offset])
-        pieces = replace(pieces, chunks=((INDEX, index), *pieces.chunks[1:]))
+        pieces = replace(pieces, chunks=(*pieces.chunks[:at], (INDEX, index), *pieces.chunks[at + 1 :]))
         new = struct.pack("<I", zlib.crc32(b"".join(crcs)))
     return replace(pieces, fixed=pieces.fixed[:7] + new).join()
 
 
-def _index(head: bytes, old: bytes, frames: list[bytes]) -> bytes:
-    """Return the INDEX chunk of tiles of two frames each, their symbol CRCs as in an old one."""
+def _index(head: bytes, old: bytes, frames: list[bytes], each: int) -> bytes:
+    """Return the INDEX chunk of tiles of so many frames each, their symbol CRCs as in an old one."""
     offset, payload = 0, b""
-    for number in range(0, len(frames) - 1, 2):
+    for number in range(0, len(frames) - each + 1, each):
         _, start = unpack(old, offset)
         offset = start + 8
-        tile = frames[number] + frames[number + 1]
+        tile = b"".join(frames[number : number + each])
         payload += pack(len(tile)) + struct.pack("<I", zlib.crc32(tile)) + old[start + 4 : offset].ljust(4, b"\0")
     before = bytes([INDEX]) + pack(len(payload) + 4) + payload
     return before + struct.pack("<I", zlib.crc32(head + before))

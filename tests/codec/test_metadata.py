@@ -1,0 +1,169 @@
+"""What is stored beside the pixels comes back byte for byte, in every format that can hold it."""
+
+from __future__ import annotations
+
+import io
+import struct
+
+import numpy as np
+import pytest
+from PIL import ExifTags, Image, ImageCms
+from profiles import SPACES, profile
+
+from bitstream.chunks import Metadata
+from bitstream.container import Container
+from codec import decode_file, encode_file, images, metadata
+
+XMP = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6" dc:title="\xc3\xa4"/></x:xmpmeta>'
+
+
+def exif_bytes(orientation=6, order="<"):
+    """Return EXIF data with an orientation, a maker and a directory of camera settings."""
+    exif = Image.Exif()
+    exif.endian = order
+    exif[ExifTags.Base.Make] = "maker"
+    exif[ExifTags.Base.Orientation] = orientation
+    exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.ExposureTime] = 0.004
+    return exif.tobytes()
+
+
+@pytest.fixture
+def full(tmp_path, picture):
+    """A PNG with all three kinds of metadata, lying on its side."""
+    path = tmp_path / "full.png"
+    options, lost = metadata.save_options({"icc_profile": profile("Display P3"), "exif": exif_bytes(), "xmp": XMP}, "PNG")
+    assert not lost
+    Image.fromarray(picture(40, 24)).save(path, **options)
+    return path
+
+
+def read(image):
+    image.load()
+    return metadata.read(image)
+
+
+def test_what_a_picture_has_is_read(full):
+    with Image.open(full) as image:
+        assert read(image) == Metadata(profile("Display P3"), exif_bytes().removeprefix(b"Exif\0\0"), XMP)
+
+
+def test_all_of_it_is_kept_and_the_orientation_reset(full, tmp_path, tiny_codec):
+    data = tiny_codec.encode(full)
+    stored = Container.unpack(data).metadata
+    assert stored.icc == profile("Display P3")
+    before, after = exif_bytes().removeprefix(b"Exif\0\0"), stored.exif
+    changed = [i for i, (a, b) in enumerate(zip(before, after, strict=True)) if a != b]
+    assert len(changed) == 1  # one byte: the 6 of the orientation
+    assert after[changed[0]] == 1
+    assert stored.xmp == XMP.replace(b'Orientation="6"', b'Orientation="1"')
+    image = tiny_codec.decode(data)
+    assert image.size == (40, 24)  # upright
+    assert (image.info["icc_profile"], image.info["xmp"]) == (stored.icc, stored.xmp)
+    assert image.getexif()[ExifTags.Base.Orientation] == 1
+
+
+def test_strip_leaves_the_profile(full, tiny_codec):
+    stored = Container.unpack(tiny_codec.encode(full, strip=True)).metadata
+    assert stored == Metadata(icc=profile("Display P3"))
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "tif"])
+def test_a_written_picture_has_it(full, tmp_path, tiny_codec, suffix):
+    image = tiny_codec.decode(tiny_codec.encode(full))
+    data = images.pack(image, images.format_of(f"a.{suffix}"), "a") if suffix != "jpg" else lossy(image)
+    with Image.open(io.BytesIO(data)) as written:
+        found = read(written)
+        assert written.getexif().get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.ExposureTime] == pytest.approx(0.004)
+        assert written.getexif()[ExifTags.Base.Make] == "maker"
+    assert found.icc == profile("Display P3")
+    assert found.xmp == image.info["xmp"]
+    if suffix != "tif":  # where it is a part of the file's own directory
+        assert metadata.info_of(found)["exif"] == image.info["exif"]
+
+
+def lossy(image):
+    with pytest.warns(UserWarning, match="JPEG does not keep the decoded pixels exactly"):
+        return images.pack(image, "JPEG", "a")
+
+
+def test_what_a_format_cannot_hold_is_named(full, tiny_codec):
+    image = tiny_codec.decode(tiny_codec.encode(full))
+    with pytest.warns(UserWarning, match=r"BMP does not hold ICC profile and EXIF data and XMP data: name it \.png"):
+        images.pack(image, "BMP", "a.bmp")
+
+
+def test_files_keep_it(full, tmp_path, installed):
+    encode_file(full, tmp_path / "a.lic")
+    decode_file(tmp_path / "a.lic", tmp_path / "a.png")
+    with Image.open(tmp_path / "a.png") as image:
+        assert read(image).icc == profile("Display P3")
+
+
+@pytest.mark.parametrize("name", SPACES)
+def test_wide_colours_stay_wide(tmp_path, picture, name, tiny_codec):
+    """The numbers are coded, the profile goes with them: shown on the same screen, both pictures are alike."""
+    path = tmp_path / "wide.png"
+    Image.fromarray(picture(64, 64)).save(path, icc_profile=profile(name))
+    image = tiny_codec.decode(tiny_codec.encode(path, quality=100))
+    assert image.info["icc_profile"] == profile(name)
+    with Image.open(path) as source:
+        plain = [shown(source), shown(image)]
+    taken_for_srgb = np.asarray(image.convert("RGB"), float)
+    assert np.abs(plain[0] - plain[1]).mean() < np.abs(plain[0] - taken_for_srgb).mean() - 2
+
+
+def shown(image):
+    """Return the sRGB values of a picture by its profile."""
+    source = ImageCms.ImageCmsProfile(io.BytesIO(image.info["icc_profile"]))
+    return np.asarray(ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB")), float)
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("orientation", range(2, 9))
+def test_only_the_orientation_changes(order, orientation):
+    exif = exif_bytes(orientation, order).removeprefix(b"Exif\0\0")
+    stored = metadata.upright(Metadata(exif=exif)).exif
+    assert sum(a != b for a, b in zip(exif, stored, strict=True)) == 1
+    found = Image.Exif()
+    found.load(stored)
+    assert found[ExifTags.Base.Orientation] == 1
+
+
+@pytest.mark.parametrize(
+    "exif",
+    [b"", b"II*\0", b"garbage, long enough", b"II*\0\xff\xff\xff\xff" + bytes(8), b"II*\0\x08\0\0\0\xff\xff\x12\x01\x03\0"],
+)
+def test_exif_that_cannot_be_read_stays_as_it_is(exif):
+    assert metadata.upright(Metadata(exif=exif)).exif == exif
+
+
+@pytest.mark.parametrize("form", [b'tiff:Orientation="8"', b"<tiff:Orientation>8</tiff:Orientation>"])
+def test_the_orientation_in_xmp_is_reset_in_both_forms(form):
+    assert metadata.upright(Metadata(xmp=b"a " + form)).xmp == b"a " + form.replace(b"8", b"1")
+
+
+def test_an_orientation_that_only_xmp_tells_is_applied(tmp_path, picture):
+    options, _ = metadata.save_options({"xmp": XMP}, "PNG")
+    Image.fromarray(picture(4, 7)).save(tmp_path / "a.png", **options)
+    loaded = images.load(tmp_path / "a.png")
+    assert np.array_equal(loaded.pixels, np.rot90(picture(4, 7), -1))
+    assert b'tiff:Orientation="1"' in loaded.metadata.xmp
+
+
+def test_the_tags_of_a_tiff_that_are_about_the_picture_are_kept(tmp_path):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Artist] = "me"
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.tif", exif=exif)
+    kept = Image.Exif()
+    kept.load(images.load(tmp_path / "a.tif").metadata.exif)
+    assert dict(kept) == {ExifTags.Base.Artist: "me"}  # no strips, no sizes
+
+
+def test_a_profile_of_any_bytes_is_kept(tmp_path, tiny_codec):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.webp", icc_profile=b"not a profile", lossless=True)
+    assert tiny_codec.decode(tiny_codec.encode(tmp_path / "a.webp")).info["icc_profile"] == b"not a profile"
+
+
+def test_exif_of_two_byte_orders_has_its_head():
+    assert struct.unpack("<H", exif_bytes().removeprefix(b"Exif\0\0")[:2]) == (0x4949,)
+    assert metadata.info_of(Metadata(exif=b"MM")) == {"exif": b"Exif\0\0MM"}
