@@ -12,7 +12,7 @@ import threading
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import BinaryIO, NamedTuple, Protocol
+from typing import IO, BinaryIO, NamedTuple, Protocol
 
 from bitstream.chunks import (
     ANCILLARY,
@@ -243,7 +243,7 @@ def open_container(file: BinaryIO, *, limits: Limits | None = None, whole: bool 
     if not header.tile:
         return Container.unpack(bytes(head) + file.read(), limits=limits)
     limits.check_size(header.width, header.height)
-    head = _read_to_index(file, bytearray(head), offset, size, header)
+    head = _read_to_index(file, head, offset, size, header)
     metadata, offset = unpack_metadata(head, offset)
     entries, _ = _unpack_index(head, offset, header)
     if entries[-1].start + entries[-1].length > size - _CRC.size:
@@ -251,11 +251,26 @@ def open_container(file: BinaryIO, *, limits: Limits | None = None, whole: bool 
     return _TiledFile(file, header, metadata, entries)
 
 
-def _read_to_index(file: BinaryIO, head: bytearray, offset: int, size: int, header: Header) -> memoryview:
+def read_head(file: IO[bytes]) -> tuple[Header, Metadata]:
+    """Return header and metadata of a seekable file, and read no more; checksums are not checked.
+
+    Raises FormatError.
+    """
+    size = file.seek(0, 2)
+    file.seek(0)
+    head = memoryview(file.read(_HEAD_BYTES))
+    header, offset = Header.unpack(head)
+    return header, unpack_metadata(_read_to_index(file, head, offset, size, header), offset)[0]
+
+
+def _read_to_index(file: IO[bytes], begin: memoryview, offset: int, size: int, header: Header) -> memoryview:
     """Read on, chunk by chunk behind the header up to the index, which has their checksum; what is wrong is found later."""
+    head = bytearray(begin)
     while offset < len(head):
         kind, (length, inside) = head[offset], unpack_varint(memoryview(head), offset + 1)
-        if length > (size - inside if kind & ANCILLARY else min(size - inside, most_index(header))):
+        if not kind & ANCILLARY and not (kind == INDEX and header.tile and length <= most_index(header)):
+            break
+        if length > size - inside:
             break
         head += file.read(max(inside + length + _FRAME_BYTES - len(head), 0))
         offset = inside + length

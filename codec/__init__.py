@@ -45,7 +45,9 @@ if TYPE_CHECKING:
     )
     from bitstream.header import Header
     from bitstream.limits import Limits
-    from codec.api import Codec, decode, decode_file, encode, encode_file
+    from codec.api import Codec, decode, decode_file, encode, encode_file, latents
+    from codec.batches import decode_batch, encode_batch
+    from codec.compressed import DecodedLatents
     from codec.describe import info
     from codec.inspection import Inspection, inspect
 
@@ -53,13 +55,15 @@ _ERRORS = (
     "CheckpointError CodecError DesyncError EngineError FormatError ImageError LimitError SymbolError TargetError "
     "UsageError VersionError WriteError"
 )
-_HOMES = {name: "codec.api" for name in ("Codec", "decode", "decode_file", "encode", "encode_file")}
+_HOMES = {name: "codec.api" for name in ("Codec", "decode", "decode_file", "encode", "encode_file", "latents")}
+_HOMES |= {"encode_batch": "codec.batches", "decode_batch": "codec.batches", "DecodedLatents": "codec.compressed"}
 _HOMES |= {name: "bitstream.errors" for name in _ERRORS.split()}
 _HOMES |= {"Header": "bitstream.header", "Limits": "bitstream.limits", "info": "codec.describe"}
 _HOMES |= {name: "codec.inspection" for name in ("Inspection", "inspect")}
 
 __all__ = [  # noqa: RUF022
-    "encode", "decode", "encode_file", "decode_file", "info", "inspect", "Codec", "Header", "Inspection", "Limits",
+    "encode", "decode", "encode_file", "decode_file", "encode_batch", "decode_batch", "latents", "info", "inspect",
+    "Codec", "DecodedLatents", "Header", "Inspection", "Limits",
     "CodecError", "CheckpointError", "DesyncError", "EngineError", "FormatError", "ImageError", "LimitError",
     "SymbolError", "TargetError", "UsageError", "VersionError", "WriteError",
 ]  # fmt: skip

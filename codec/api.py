@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import lru_cache
 from numbers import Integral
@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from PIL import Image
+from torch import Tensor
 
 from bitstream.container import Container, TileSource, open_container
 from bitstream.engines import default_engine
@@ -25,8 +26,10 @@ from bitstream.errors import CheckpointError, FormatError, TargetError, UsageErr
 from bitstream.grid import Rect, tile_bits
 from bitstream.header import Header, unpack_header
 from bitstream.limits import Limits
-from codec import images
+from codec import arrays, images
 from codec.alpha import decode_alpha, pack_tiles
+from codec.arrays import Decoded
+from codec.compressed import DecodedLatents, decode_latents
 from codec.files import check_target, open_bytes, write_atomic
 from codec.images import ImageLike, Picture
 from codec.metrics import psnr_db
@@ -60,12 +63,15 @@ class Codec:
         return self.model.entropy.max_level
 
     def encode(
-        self, image: ImageLike, *, quality: float | None = None, bpp: float | None = None, size: int | None = None,
+        self, image: ImageLike | Tensor, *, quality: float | None = None, bpp: float | None = None, size: int | None = None,
         psnr: float | None = None, max_size: int | None = None, effort: int = 0,
         progress: Callable[[float], None] = lambda _: None, limits: Limits | None = None, strip: bool = False,
         strict: bool = False,
     ) -> bytes:  # fmt: skip
-        """Return the file of a picture: a path, the bytes of a file or an open one, a PIL image, an array (``images.load``).
+        """Return the file of a picture: a path, the bytes of a file or an open one, a PIL image, an array, a tensor.
+
+        Arrays are (H, W, 3) or (H, W) uint8, with alpha (H, W, 4) or (H, W, 2); tensors (C, H, W), uint8, or floating point in
+        0 … 1, which is rounded.
 
         ``quality`` is 0 … 100 (50 if nothing is given). Instead of it: ``bpp`` or ``size`` (bytes) for the best file that is
         not larger, ``psnr`` (dB) for the smallest that reaches it. ``max_size`` limits the bytes in any case. ``effort`` 1 … 10
@@ -77,7 +83,7 @@ class Codec:
         """
         target = Target(quality=quality, bpp=bpp, size=size, psnr=psnr, max_size=max_size)
         begin = time.perf_counter()
-        picture = images.load(image, limits=limits, strip=strip, strict=strict)
+        picture = images.load(arrays.as_image(image), limits=limits, strip=strip, strict=strict)
         read = time.perf_counter() - begin
         data = self.encode_picture(picture, target, effort=effort, progress=progress)
         self.timings = {"read": read, **self.timings}
@@ -117,15 +123,19 @@ class Codec:
         return found.data
 
     def decode(
-        self, data: bytes, *, crop: tuple[int, int, int, int] | None = None, scale: int = 1, limits: Limits | None = None
-    ) -> Image.Image:
-        """Return the picture of a file, mode RGB or L, with alpha RGBA or LA; ``info`` has its metadata.
+        self, data: bytes, *, crop: tuple[int, int, int, int] | None = None, scale: int = 1, limits: Limits | None = None,
+        output: str = "pil",
+    ) -> Decoded:  # fmt: skip
+        """Return the picture of a file: a PIL image, mode RGB or L, with alpha RGBA or LA; ``info`` has its metadata.
 
+        ``output`` "numpy" makes it an array (H, W, C) or (H, W) uint8, "torch" a tensor (C, H, W) on the CPU.
         ``crop`` (left, top, width, height) is the part that is wanted; ``scale`` 2, 4 or 8 gives half, a quarter, an eighth of
         its size: each pixel the mean of so many squared. Raises FormatError for damage, LimitError above ``limits``,
         CheckpointError if other weights made the file, DesyncError if decoded symbols do not have the checksum in the file.
         """
-        return self.decode_tiles(Container.unpack(data, limits=limits), crop=crop, scale=scale, limits=limits)
+        arrays.check_output(output)
+        image = self.decode_tiles(Container.unpack(data, limits=limits), crop=crop, scale=scale, limits=limits)
+        return arrays.as_output(image, output)
 
     def decode_tiles(
         self,
@@ -150,6 +160,21 @@ class Codec:
         image = images.to_pil(pixels, gray=header.gray, alpha=alpha, stored=source.metadata)
         self.timings = {**self.model.timings, "pixels": time.perf_counter() - begin}
         return image
+
+    def encode_batch(self, images: Iterable[ImageLike | Tensor], **options: Any) -> list[bytes]:
+        """Return the files of a (B, C, H, W) tensor, a (B, H, W, 3) array or a list of pictures; see ``encode``."""
+        return arrays.map_batch(lambda image: self.encode(image, **options), images)
+
+    def decode_batch(self, files: Iterable[bytes], *, output: str = "pil", **options: Any) -> Decoded:
+        """Return a list of PIL images, or one array or tensor, (B, …), of pictures of one size; see ``decode``."""
+        arrays.check_output(output)
+        return arrays.stack(arrays.map_batch(lambda data: self.decode(data, output=output, **options), files), output)
+
+    def latents(self, data: bytes, *, limits: Limits | None = None) -> DecodedLatents:
+        """Return the latents y_hat and z_hat of a file, checked as ``decode`` does it; nothing is synthesised."""
+        container = Container.unpack(data, limits=limits)
+        self.check(container.header)
+        return decode_latents(self.model, self.engine, container, limits)
 
     def check(self, header: Header) -> None:
         """Raise CheckpointError if another model made the file with this header, FormatError for a level that it has not."""
@@ -188,20 +213,28 @@ def _device(name: str | None) -> torch.device:
     return torch.device(str(name))
 
 
-def encode(image: ImageLike, *, model: str = DEFAULT_MODEL, device: str | None = None, **options: Any) -> bytes:
+def encode(image: ImageLike | Tensor, *, model: str = DEFAULT_MODEL, device: str | None = None, **options: Any) -> bytes:
     """Return the file of a picture; ``options`` are those of ``Codec.encode``."""
     return cached_codec(str(model), device).encode(image, **options)
 
 
 def decode(
     data: bytes, *, device: str | None = None, model: str | None = None, limits: Limits | None = None, **options: Any
-) -> Image.Image:
+) -> Decoded:
     """Return the picture of a file, decoded with the installed checkpoint that the file names, or with ``model``.
 
     ``options`` and errors are those of ``Codec.decode``.
     """
     header, _ = unpack_header(data, limits=limits)
     return _codec_of(header, device, model).decode(data, limits=limits, **options)
+
+
+def latents(
+    data: bytes, *, device: str | None = None, model: str | None = None, limits: Limits | None = None
+) -> DecodedLatents:
+    """Return the latents of a file, with the installed checkpoint that it names, or with ``model``; see ``Codec.latents``."""
+    header, _ = unpack_header(data, limits=limits)
+    return _codec_of(header, device, model).latents(data, limits=limits)
 
 
 def _codec_of(header: Header, device: str | None, model: str | None) -> Codec:

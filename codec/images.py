@@ -233,7 +233,7 @@ def format_of(path: str | PathLike[str]) -> str:
     """Return Pillow's name of the format that a path's extension stands for. Raises ImageError if it cannot be written."""
     suffix = Path(path).suffix.lower()
     kind = Image.registered_extensions().get(suffix)
-    if kind is None or kind not in Image.SAVE or kind in _RESIZING:
+    if kind is None or kind not in Image.SAVE or kind in _RESIZING or kind == "LIC":  # ours, where codec.pillow is imported
         raise ImageError(f"{path}: Pillow writes no {suffix or 'extensionless'} files: name it .png, for example")
     return kind
 

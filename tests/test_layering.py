@@ -64,8 +64,9 @@ def test_modules_are_short(path):
         "from codec.cli import main; main(['--help'], standalone_mode=False)",
         "from codec.cli import main; main(['info', sys.argv[1]], standalone_mode=False)",
         "import codec; codec.info(sys.argv[1])",
+        "import codec.pillow; from PIL import Image; assert Image.open(sys.argv[1]).size == (1, 1)",
     ],
-    ids=["import", "--help", "info", "api-info"],
+    ids=["import", "--help", "info", "api-info", "pillow"],
 )
 def test_light_commands_load_no_torch(code, golden):
     check = "; heavy = {'torch', 'compressai', 'lightning'} & set(sys.modules); print('loaded:', *heavy); sys.exit(bool(heavy))"

@@ -209,9 +209,9 @@ def test_what_is_no_picture_exits_with_1_and_leaves_nothing(run, tmp_path):
     assert not (tmp_path / "a.lic").exists()
 
 
-def test_an_alpha_channel_exits_with_1(run, tmp_path):
-    Image.new("RGBA", (4, 4)).save(tmp_path / "a.png")
-    assert_one_line(run("encode", tmp_path / "a.png", tmp_path / "a.lic", code=1), "alpha channel is not supported")
+def test_a_picture_of_floats_exits_with_1(run, tmp_path):
+    Image.new("F", (4, 4)).save(tmp_path / "a.tif")
+    assert_one_line(run("encode", tmp_path / "a.tif", tmp_path / "a.lic", code=1), "32 bits have no known range")
 
 
 def test_an_unknown_extension_exits_with_1(run, tmp_path, file):
@@ -226,12 +226,10 @@ def test_max_pixels_exits_with_1(run, tmp_path, file):
 
 
 def test_a_warning_is_one_line_on_stderr(run, tmp_path, picture):
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    Image.fromarray(picture(8, 20)).save(tmp_path / "a.png", exif=exif)
-    result = run("encode", tmp_path / "a.png", tmp_path / "a.lic")
-    assert_one_line(result, r"^codec: warning: .*a\.png: EXIF data not stored")
-    assert json.loads(run("info", tmp_path / "a.lic", "--json").stdout)["width"] == 8
+    Image.fromarray(picture(8, 20)).convert("CMYK").save(tmp_path / "a.tif")
+    result = run("encode", tmp_path / "a.tif", tmp_path / "a.lic")
+    assert_one_line(result, r"^codec: warning: .*a\.tif: CMYK is converted to sRGB")
+    assert json.loads(run("info", tmp_path / "a.lic", "--json").stdout)["width"] == 20
 
 
 def test_running_out_of_memory_is_one_line(run, tmp_path, png, monkeypatch):

@@ -116,7 +116,7 @@ def test_a_crop_reads_the_tiles_it_takes(tiny_codec, tiled):
 
     class Watching:
         def __init__(self, source):
-            self.header, self._source = source.header, source
+            self.header, self.metadata, self._source = source.header, source.metadata, source
 
         def tile(self, number):
             read.append(number)
