@@ -1,20 +1,23 @@
-"""What the command modules share: kinds of parameters, limits, and the number of CPU threads."""
+"""What the command modules share: kinds of parameters, limits, the number of CPU threads, and how errors are worded."""
 
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
+from bitstream.errors import CodecError
 from bitstream.limits import Limits
 
 DEVICES = click.Choice(["auto", "cpu", "cuda"])
 FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 PATH = click.Path(path_type=Path)
+FILE_OR_STREAM = click.Path()  # stays a string: of pathlib's paths, "./-" is "-"
 SCALE = click.Choice(["1", "1/2", "1/4", "1/8"])
 
 
@@ -57,3 +60,18 @@ def set_threads(threads: int | None) -> None:
         import torch
 
         torch.set_num_threads(threads)
+
+
+def printable(text: str) -> str:
+    """Return a text in one line that any terminal can show: what else may be in a file's name is written as an escape."""
+    kinds = ("Cc", "Cs", "Zl", "Zp")  # control characters, bytes that are no UTF-8, separators of lines
+    return "".join(ascii(c)[1:-1] if unicodedata.category(c) in kinds else c for c in text)
+
+
+def sentence_of(error: Exception) -> str | None:
+    """Return the line that says what went wrong, None for what is not expected to: a mistake of ours."""
+    if isinstance(error, CodecError):
+        return printable(str(error))
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "memory" in str(error)):  # torch has many words
+        return "out of memory: the picture is too large for this machine"
+    return None

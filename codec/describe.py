@@ -22,9 +22,12 @@ def info(data_or_path: bytes | str | PathLike[str]) -> Header:
     return Container.unpack(data, limits=NO_LIMITS).header
 
 
-def describe(path: str | PathLike[str]) -> dict[str, Any]:
-    """Return the facts that ``codec info`` prints; sizes in bytes and pixels. Raises FormatError for damage."""
-    data = read_bytes(path)
+def describe(path: str | PathLike[str], data: bytes | None = None) -> dict[str, Any]:
+    """Return the facts that ``codec info`` prints; sizes in bytes and pixels. Raises FormatError for damage.
+
+    ``data`` is what was read of the file, if it was.
+    """
+    data = read_bytes(path) if data is None else data
     container = Container.unpack(data, limits=NO_LIMITS)
     header = container.header
     name = name_of(header.model_id)

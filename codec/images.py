@@ -74,11 +74,14 @@ class Picture:
         return replace(self, alpha=None, metadata=Metadata())
 
 
-def load(source: ImageLike, *, limits: Limits | None = None, strip: bool = False, strict: bool = False) -> Picture:
+def load(
+    source: ImageLike, *, limits: Limits | None = None, strip: bool = False, strict: bool = False, name: str = "image"
+) -> Picture:
     """Read a path, the bytes of a file or an open one, a PIL image, or an array.
 
     Arrays are uint8 of (H, W), (H, W, 2) with alpha, (H, W, 3) or (H, W, 4) with alpha. ``strip`` leaves EXIF and XMP data
     away, not the ICC profile: without it the colours are others. Warns of what is lost; with ``strict`` that is an error.
+    ``name`` is that of a source without a path, for messages.
     Raises ImageError, or LimitError above ``limits``.
     """
     limits = limits or Limits()
@@ -87,7 +90,7 @@ def load(source: ImageLike, *, limits: Limits | None = None, strip: bool = False
         limits.check_size(picture.pixels.shape[1], picture.pixels.shape[0])
         return picture
     named = isinstance(source, str | PathLike)
-    name = str(Path(source)) if isinstance(source, str | PathLike) else "image"
+    name = str(Path(source)) if isinstance(source, str | PathLike) else name
     try:
         if isinstance(source, Image.Image):
             limits.check_size(*source.size)

@@ -32,17 +32,22 @@ class _Failed(Exception):
     """Carries the stage that ends the checks."""
 
 
-def stages(path: str | PathLike[str], *, model: str | None = None, limits: Limits | None = None) -> Iterator[Stage]:
-    """Yield the checks of a file in order; the first that fails is the last. Each tile's symbols are all tried."""
+def stages(
+    path: str | PathLike[str], data: bytes | None = None, *, model: str | None = None, limits: Limits | None = None
+) -> Iterator[Stage]:
+    """Yield the checks of a file in order; the first that fails is the last. Each tile's symbols are all tried.
+
+    ``data`` is what was read of the file, if it was.
+    """
     limits = limits or Limits()
     try:
-        yield from _checks(path, model, limits)
+        yield from _checks(lambda: read_bytes(path, limits=limits) if data is None else data, model, limits)
     except _Failed as failed:
         yield failed.args[0]
 
 
-def _checks(path: str | PathLike[str], model: str | None, limits: Limits) -> Iterator[Stage]:
-    data = _try("read", lambda: read_bytes(path, limits=limits))
+def _checks(read: Callable[[], bytes], model: str | None, limits: Limits) -> Iterator[Stage]:
+    data = _try("read", read)
     yield Stage("read", True, f"{len(data)} bytes")
     header = _try("header", lambda: Header.unpack(memoryview(data)))[0]
     yield Stage("header", True, f"version {header.version}, {header.width}×{header.height} pixels, {header.n_tiles} tiles")

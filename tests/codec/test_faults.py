@@ -170,6 +170,17 @@ def test_a_signal_is_one_line_and_leaves_no_temporary(
     assert stage != "name taken" or target.read_bytes() == whole[command]
 
 
+def test_a_signal_among_files_keeps_those_that_are_done(server, arguments, sources, whole, tmp_path):
+    (tmp_path / "second.png").write_bytes(sources["encode"].read_bytes())
+    line = [*arguments("encode", tmp_path / "second.png"), "-o", tmp_path / "out", "--json"]  # its target: the second source
+    first = "calls, load = [], codec.images.load\ncodec.images.load = lambda *arguments, **options: "
+    first += "(calls.append(1), len(calls) == 2 and os.kill(os.getpid(), 2), load(*arguments, **options))[-1]"
+    code, out, err = server.run(*line, first=first)
+    assert (code, err) == (130, "codec: interrupted\n")
+    assert [json.loads(row)["source"] for row in out.splitlines()] == [str(sources["encode"])]
+    assert {p.name: p.read_bytes() for p in (tmp_path / "out").iterdir()} == {"in.lic": whole["encode"]}
+
+
 @pytest.mark.parametrize("stage", ["temporary file written", "about to take the name"])
 def test_a_signal_keeps_the_older_file(server, arguments, tmp_path, stage):
     (tmp_path / "a.lic").write_bytes(b"old")
@@ -372,6 +383,19 @@ def test_a_stdout_that_is_closed_gives_no_traceback(sources, redirected, codes, 
     done = shell(redirected, "info", sources["decode"], *json_or_not)
     assert done.returncode in codes
     assert re.fullmatch(said, done.stderr)
+
+
+@COMMANDS
+def test_a_reader_of_the_file_who_has_gone_ends_it_quietly(server, arguments, command):
+    gone = "reader, writer = os.pipe()\nos.close(reader)\nos.dup2(writer, 1)"
+    assert server.run(*arguments(command, "-"), first=gone) == (1, "", "")
+
+
+@COMMANDS
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_a_file_that_stdout_does_not_take_is_one_line(server, arguments, command):
+    result = server.run(*arguments(command, "-"), first="os.dup2(os.open('/dev/full', os.O_WRONLY), 1)")
+    assert result == (1, "", "codec: [Errno 28] No space left on device\n")
 
 
 def test_a_closed_stderr_keeps_the_exit_code():
