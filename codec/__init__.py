@@ -51,6 +51,8 @@ if TYPE_CHECKING:
     from codec.describe import info
     from codec.inspection import Inspection, inspect
 
+    __version__: str
+
 _ERRORS = (
     "CheckpointError CodecError DesyncError EngineError FormatError ImageError LimitError SymbolError TargetError "
     "UsageError VersionError WriteError"
@@ -67,11 +69,22 @@ __all__ = [  # noqa: RUF022
     "CodecError", "CheckpointError", "DesyncError", "EngineError", "FormatError", "ImageError", "LimitError",
     "SymbolError", "TargetError", "UsageError", "VersionError", "WriteError",
 ]  # fmt: skip
-__version__ = "0.1.0"
+
+
+def _version() -> str:
+    """Return the version that was installed, which git's tag gave it; "0+unknown" in a folder that never was."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("learned-image-codec")
+    except PackageNotFoundError:
+        return "0+unknown"
 
 
 def __getattr__(name: str) -> Any:
     """Import the API at first use: ``codec info`` and ``--help`` need no torch."""
+    if name == "__version__":
+        return _version()
     if name in _HOMES:
         return getattr(importlib.import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'codec' has no attribute {name!r}")

@@ -17,7 +17,7 @@ import click
 
 from bitstream.errors import UsageError
 from bitstream.limits import NO_LIMITS
-from codec import __version__, cli_coding, cli_compare, cli_evaluate, cli_inspect, cli_models, cli_training
+from codec import cli_batch, cli_coding, cli_compare, cli_evaluate, cli_inspect, cli_models, cli_training
 from codec.cli_files import read_stdin
 from codec.cli_options import FILE_OR_STREAM, limit_options, limits_of, printable, sentence_of, set_threads
 from codec.pairs import STREAM
@@ -69,8 +69,16 @@ Names of commands, options and files complete after one of
 """
 
 
+def _print_version(context: click.Context, _: click.Parameter, asked: bool) -> None:
+    if asked:
+        from codec import __version__
+
+        click.echo(f"codec, version {__version__}")
+        context.exit()
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}, epilog=EPILOG)
-@click.version_option(__version__, prog_name="codec")
+@click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_print_version, help="Show the version.")
 def main() -> None:
     """Compress pictures with a neural network, into files that decode the same on every machine.
 
@@ -159,6 +167,7 @@ def completion(shell: str) -> None:
 main.command(epilog=cli_coding.ENCODE_EPILOG)(_errors_to_exit(cli_coding.encode))
 main.command(epilog=cli_coding.DECODE_EPILOG)(_errors_to_exit(cli_coding.decode))
 for command in (
+    cli_batch.batch,
     cli_inspect.inspect,
     cli_models.models,
     cli_compare.compare,

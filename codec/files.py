@@ -119,3 +119,18 @@ def _unreadable(path: str | PathLike[str]) -> Iterator[None]:
         yield
     except (OSError, ValueError) as error:  # a name with a NUL is a ValueError
         raise UsageError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
+
+
+def lock_folder(folder: Path) -> int | None:
+    """Lock a folder until the descriptor is closed or the process dies; None where that does not exist. Raises UsageError."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return None
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        raise UsageError(f"{folder}: another run is writing there: wait for it, or choose another folder") from error
+    return descriptor

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # before torch and numpy count the cores: two workers with two threads each are slow
+    os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 
 import numpy as np
 import pytest
 
+MAX_WORKERS = 4  # each holds torch and the checkpoints of its tests: about a gigabyte
 GOLDEN = Path(__file__).parent / "golden"
 TINY_CHECKPOINT = GOLDEN / "tiny-swift.safetensors"
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Return the workers of ``-n auto``: one for each core that this process may use, a few at most; none for files by name."""
+    if config.args and all(".py" in argument for argument in config.args):
+        return 0  # few tests: another process would only take longer to start
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, MAX_WORKERS)
 
 
 @pytest.fixture(scope="session")

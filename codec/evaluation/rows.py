@@ -25,7 +25,7 @@ import torch
 from bitstream.errors import ImageError, UsageError
 from codec import __version__, images
 from codec.evaluation.contenders import Contender
-from codec.files import read_bytes, write_atomic
+from codec.files import lock_folder, read_bytes, write_atomic
 from codec.images import SUFFIXES, Picture, Pixels
 from codec.machine import cpu_name
 from codec.metrics import bpp, ms_ssim_db, psnr_db
@@ -133,7 +133,7 @@ class RowStore:
         """Lock the folder, write the file anew, without rows that were cut off, and keep it open. Raises UsageError."""
         if self.path is None:
             return
-        self._lock = _lock(self.path.parent)
+        self._lock = lock_folder(self.path.parent)
         try:
             self._load()
             self._write(self.path)
@@ -180,21 +180,6 @@ class RowStore:
 
 def _same_file(a: Row, b: Row) -> bool:
     return all(a[name] == b[name] for name in ("identity", "settings"))
-
-
-def _lock(folder: Path) -> int | None:
-    """Lock a folder until the descriptor is closed or the process dies; None where that does not exist. Raises UsageError."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        return None
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(descriptor)
-        raise UsageError(f"{folder}: another run is writing there: wait for it, or choose another folder") from error
-    return descriptor
 
 
 def key(row: Row) -> tuple[Any, ...]:

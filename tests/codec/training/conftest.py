@@ -55,11 +55,17 @@ def data(tmp_path_factory, write_pictures) -> Path:
     return write_pictures(tmp_path_factory.mktemp("data") / "pictures", 6)
 
 
+@pytest.fixture(scope="session")
+def recipe_text() -> str:
+    """A tiny recipe."""
+    return RECIPE
+
+
 @pytest.fixture
-def recipe(tmp_path) -> Path:
+def recipe(tmp_path, recipe_text) -> Path:
     """The TOML file of a tiny recipe."""
     path = tmp_path / "tiny.toml"
-    path.write_text(RECIPE)
+    path.write_text(recipe_text)
     return path
 
 

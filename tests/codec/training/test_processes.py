@@ -54,20 +54,33 @@ def run(environment, *command):
     return result
 
 
+@pytest.fixture(scope="module")
+def longer(recipe_text):
+    """Return longer(batch_size): a recipe of twelve steps with the KLT start."""
+    text = recipe_text.replace("klt_start = false", "klt_start = true").replace("steps = 3", "steps = 12")
+    return lambda batch_size: text.replace("batch_size = 2", f"batch_size = {batch_size}")
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory, data, train, longer):
+    """The state of one process with the double batch."""
+    folder = tmp_path_factory.mktemp("alone")
+    (folder / "tiny.toml").write_text(longer(8))
+    train(data, "--recipe", folder / "tiny.toml", "--state", folder / "one.pt")
+    return load(folder / "one.pt")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["devices", "torchrun"])
-def test_two_processes_train_as_one_with_the_double_batch(data, recipe, tmp_path, environment, launcher):
-    text = recipe.read_text().replace("klt_start = false", "klt_start = true").replace("steps = 3", "steps = 12")
-    recipe.write_text(text.replace("batch_size = 2", "batch_size = 8"))
+def test_two_processes_train_as_one_with_the_double_batch(data, recipe, tmp_path, environment, launcher, longer, alone):
     options = (data, "--recipe", recipe, "--device", "cpu", "--state")
-    run(environment, "-m", "codec", "train", *options, tmp_path / "one.pt")
-    recipe.write_text(text.replace("batch_size = 2", "batch_size = 4"))
+    recipe.write_text(longer(4))
     if launcher == "devices":
         run(environment, "-m", "codec", "train", *options, tmp_path / "two.pt", "--devices", "2")
     else:
         launch = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
         run(environment, *launch, "-m", "codec", "train", *options, tmp_path / "two.pt")
-    one, two = load(tmp_path / "one.pt"), load(tmp_path / "two.pt")
+    one, two = alone, load(tmp_path / "two.pt")
     assert one["step"] == two["step"] == 12
     assert one["rng"] == two["rng"]  # the same crops at the same levels
     for name in ("g_a.stem.weight", "g_s.tail.weight", "h_a.0.weight", "log2_gain"):

@@ -78,24 +78,18 @@ def test_models_without_a_hyperprior_have_no_gains_of_z():
     assert regraded({"log2_gain": gains(OLD)["log2_gain"]}, OLD, levels(2, 0.002, 0.004)).keys() == {"log2_gain"}
 
 
-@pytest.fixture
-def one_level_more(golden):
-    """Return one_level_more(path): the config of a checkpoint with one more level below."""
-
-    def change(path):
-        _, cfg, _ = released_weights(path)
-        step = (cfg.lmbda_max / cfg.lmbda_min) ** (1 / (cfg.levels - 1))
-        new = dataclasses.replace(cfg, levels=cfg.levels + 1, lmbda_min=cfg.lmbda_min / step)
-        return {key: value for key, value in dataclasses.asdict(new).items() if key != "tune"}
-
-    return change
+def one_level_more(cfg):
+    """Return a config with one more level below, as a recipe has it."""
+    step = (cfg.lmbda_max / cfg.lmbda_min) ** (1 / (cfg.levels - 1))
+    new = dataclasses.replace(cfg, levels=cfg.levels + 1, lmbda_min=cfg.lmbda_min / step)
+    return {key: value for key, value in dataclasses.asdict(new).items() if key != "tune"}
 
 
 @pytest.mark.parametrize("model", ["swift", "hyperprior", "factorized"])
-def test_a_release_starts_a_model_of_more_levels(model, data, golden, one_level_more):
+def test_a_release_starts_a_model_of_more_levels(model, data, golden):
     path = golden / f"tiny-{model}.safetensors"
     source, cfg, origin = released_weights(path)
-    recipe = Recipe(model, config=one_level_more(path), crop=64, batch_size=1, klt_start=True)
+    recipe = Recipe(model, config=one_level_more(cfg), crop=64, batch_size=1, klt_start=True)
     trainer = Trainer(recipe, data, start=path, device="cpu")
     own = trainer.model.state_dict()
     names = [name for name in GAINS if name in source]
