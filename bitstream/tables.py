@@ -71,11 +71,13 @@ def master_from_mass(mass: NDArray[np.integer[Any]]) -> MasterTable:
 @lru_cache(maxsize=1)
 def gaussian_master() -> MasterTable:
     """Return the master rows of the 64 scales on −1023 … 1023 (FORMAT.md section 5)."""
-    rows = np.empty((SCALES, 2 * SYMBOL_MAX + 2), dtype=np.int64)
+    k_all = np.arange(-SYMBOL_MAX, SYMBOL_MAX + 2)
+    rows = np.tile(k_all + SYMBOL_MAX + (k_all > 0) * 2**MASTER_BITS, (SCALES, 1))
     ratio = SCALE_MAX / SCALE_MIN
     for i in range(SCALES):
         inverse = 1 / (SCALE_MIN * ratio ** (i / (SCALES - 1)) * math.sqrt(2))
-        for k in range(-SYMBOL_MAX, SYMBOL_MAX + 2):
+        reach = min(math.ceil(5 / inverse), SYMBOL_MAX)  # beyond, Φ is 0 or 1 to less than half of 2^-30: erfc(5) is 2e-12
+        for k in range(-reach, reach + 2):
             phi = 0.5 * math.erfc((0.5 - k) * inverse)
             rows[i, k + SYMBOL_MAX] = round(phi * 2.0**MASTER_BITS) + k + SYMBOL_MAX
     return MasterTable(-SYMBOL_MAX, rows)

@@ -23,6 +23,7 @@ from bitstream.errors import UsageError
 from bitstream.tables import gaussian_master
 from codec.metrics import bpp, ms_ssim_db, psnr_db
 from codec.tiles import to_pixels
+from models import program
 from models.checkpoint import load_checkpoint, save_checkpoint
 from models.entropy import IntegerEntropy
 from models.integer import EXACT
@@ -35,6 +36,7 @@ from models.quantise import calibrate, quantise
 from models.runtime import LoadedModel, tables_crc, transforms
 from models.symbol_tables import symbol_rows
 from models.thumbnail import fit_thumbnail
+from models.tracing import trace
 
 HEAD = """# Released checkpoints, written by `codec export` and `codec import`.
 # rd: bits of real streams, on the pictures that measured_on says (every 64th of the training data, if it does not).
@@ -68,7 +70,9 @@ def release(
         if counted_rows and network.layout().hyper:
             tensors |= fit_thumbnail(network, batches)
         config, crc = dataclasses.asdict(network.cfg), tables_crc(network.layout())
-        sha256 = save_checkpoint(partial, model=model, config=config, tensors=tensors, constants_crc=crc)
+        sha256 = save_checkpoint(
+            partial, model=model, config=config, tensors=tensors, constants_crc=crc, transforms=program.pack(trace(network))
+        )
         loaded = LoadedModel(load_checkpoint(partial), torch.device("cpu"), encode_dtype=torch.float32)
         rd = measure(loaded, held_out)
         row = {

@@ -13,40 +13,20 @@ mixture has no one mean to round around.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from compressai.entropy_models import GaussianMixtureConditional
 from compressai.models import Cheng2020Anchor, Cheng2020Attention
 from torch import Tensor, nn
 
-from bitstream.errors import UsageError
+from models.configs import AttentionConfig
 from models.layers import Float32, weight_and_bias
-from models.layout import EntropyLayout
-from models.network import Network, RateConfig, Symbols, context_layers, float32_at, zero_start
+from models.network import Network, Symbols, context_layers, float32_at, zero_start
 from models.rounding import ste_round
-
-
-@dataclass(frozen=True)
-class AttentionConfig(RateConfig):
-    """Channels: N of everything (M = N). ``linear_scale`` is for imported weights."""
-
-    M: int = 128
-    N: int = 128
-    mixtures: int = 3
-    attention_blocks: bool = True
-    linear_scale: bool = False
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.M != self.N:
-            raise UsageError(f"model attention: M is {self.M} and N is {self.N}, expected equal: set both")
 
 
 class Attention(Network):
     """The training network. ``forward`` gives x_hat and likelihoods; real bits come from ``models.entropy``."""
 
-    bf16_channels_last = False  # it corrupts memory in training on AVX512-BF16 CPUs (torch 2.15, seen three times)
     cfg: AttentionConfig
 
     def __init__(self, cfg: AttentionConfig | None = None) -> None:
@@ -85,18 +65,6 @@ class Attention(Network):
             logits = raw[:, 2 * k * m :].unflatten(1, (k, m)) * 0.6931471805599453
             weights = logits.softmax(dim=1).flatten(1, 2)
         return y_hat, {"scales": scales, "means": means, "weights": weights}
-
-    def layout(self) -> EntropyLayout:
-        """See ``Network.layout``."""
-        return EntropyLayout(
-            (1, 2, 1, 2, 1),
-            order="wavefronts",
-            context=True,
-            parameters=3,
-            leaky=True,
-            linear=self.cfg.linear_scale,
-            mixtures=self.cfg.mixtures,
-        )
 
     def entropy_layers(self) -> dict[str, nn.Module]:
         """See ``Network.entropy_layers``."""

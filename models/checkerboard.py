@@ -10,14 +10,12 @@ Networks are those of ``joint`` with CompressAI's ``CheckerboardMaskedConv2d``.
 
 from __future__ import annotations
 
-import dataclasses
-
 import torch
 from compressai.layers import CheckerboardMaskedConv2d
 from torch import Tensor
 
-from models.joint import ContextConfig, Joint
-from models.layout import EntropyLayout
+from models.configs import CheckerboardConfig, ContextConfig
+from models.joint import Joint
 from models.network import Symbols
 from models.schedule import anchor_mask
 
@@ -25,10 +23,8 @@ from models.schedule import anchor_mask
 class Checkerboard(Joint):
     """The training network. ``forward`` gives x_hat and likelihoods; real bits come from ``models.entropy``."""
 
-    refinable = True
-
     def __init__(self, cfg: ContextConfig | None = None) -> None:
-        super().__init__(cfg)
+        super().__init__(cfg or CheckerboardConfig())
         self.context_prediction = CheckerboardMaskedConv2d(self.cfg.M, 2 * self.cfg.M, kernel_size=5, padding=2)
 
     def predict(
@@ -44,7 +40,3 @@ class Checkerboard(Joint):
         means, scales = torch.where(anchors, means, means_2), torch.where(anchors, scales, scales_2)
         y_hat = torch.where(anchors, y_hat, symbols(v - means, scales) + means)
         return y_hat, {"scales": scales, "means": means}
-
-    def layout(self) -> EntropyLayout:
-        """See ``Network.layout``."""
-        return dataclasses.replace(super().layout(), order="checkerboard")

@@ -32,6 +32,7 @@ class Checkpoint:
     tensors: dict[str, Tensor]
     sha256: str
     constants_crc: int
+    transforms: dict[str, Any] | None = None  # of ``models.program``; older checkpoints have none
 
     @property
     def model_id(self) -> bytes:
@@ -39,11 +40,18 @@ class Checkpoint:
         return bytes.fromhex(self.sha256[:8])
 
 
-def save_checkpoint(path: Path, *, model: str, config: dict[str, Any], tensors: dict[str, Tensor], constants_crc: int) -> str:
-    """Write a checkpoint file; return its SHA-256 in hex. Same content, same bytes."""
-    metadata = {"header": json.dumps(
-        {"format": CHECKPOINT_FORMAT, "model": model, "config": config, "constants_crc": constants_crc}, sort_keys=True
-    )}  # fmt: skip
+def save_checkpoint(
+    path: Path, *, model: str, config: dict[str, Any], tensors: dict[str, Tensor], constants_crc: int,
+    transforms: dict[str, Any] | None = None,
+) -> str:  # fmt: skip
+    """Write a checkpoint file; return its SHA-256 in hex. Same content, same bytes.
+
+    ``transforms`` is what ``models.program.pack`` returns; a checkpoint without needs CompressAI to be loaded.
+    """
+    header = {"format": CHECKPOINT_FORMAT, "model": model, "config": config, "constants_crc": constants_crc}
+    if transforms is not None:
+        header["transforms"] = transforms
+    metadata = {"header": json.dumps(header, sort_keys=True)}
     data = safetensors.torch.save({name: t.contiguous() for name, t in sorted(tensors.items())}, metadata)
     path.write_bytes(data)
     return hashlib.sha256(data).hexdigest()
@@ -94,6 +102,9 @@ def _read(path: Path, name: str, expected: str | None) -> Checkpoint:
         kinds = {"model": str, "config": dict, "constants_crc": int}
         if any(not isinstance(header[key], kind) for key, kind in kinds.items()):
             raise ValueError(f"a header field is not of its type: {header}"[:200])
-        return Checkpoint(name, header["model"], header["config"], tensors, sha256, header["constants_crc"])
+        transforms = header.get("transforms")
+        if transforms is not None and not isinstance(transforms, dict):
+            raise ValueError(f"its transforms are {str(transforms)[:40]}")
+        return Checkpoint(name, header["model"], header["config"], tensors, sha256, header["constants_crc"], transforms)
     except (safetensors.SafetensorError, KeyError, ValueError, TypeError, RecursionError, AttributeError) as error:
         raise CheckpointError(f"checkpoint {path} is not a release checkpoint of this codec ({error})") from error

@@ -14,12 +14,13 @@ from torch import Tensor, nn
 from bitstream.errors import CheckpointError
 from bitstream.tables import LOG2_UNITS
 from models.entropy import CONTEXT_BITS, IntegerEntropy
+from models.entropy_tensors import layer_plans, load_entropy
 from models.integer import REQUANT_BITS
 from models.latents import Z_MAX
 from models.layers import level_table, weight_and_bias
 from models.layout import Taps
 from models.network import Network
-from models.quantise import is_transposed, layer_plans, load_entropy, predictions, transposed_taps
+from models.quantise import is_transposed, predictions, transposed_taps
 
 
 @torch.no_grad()

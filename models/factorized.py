@@ -12,23 +12,16 @@ gain g a symbol k has the mass of [(k − 1/2) / g, (k + 1/2) / g], so one densi
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from compressai.entropy_models import EntropyBottleneck
 from compressai.models import FactorizedPrior
 from torch import Tensor, nn
 
-from models.layout import EntropyLayout
-from models.network import Network, RateConfig, float32_at
+from models.configs import FactorizedConfig
+from models.network import Network, float32_at
 from models.rounding import ste_round
 
 LIKELIHOOD_MIN = 1e-9  # CompressAI's bound
-
-
-@dataclass(frozen=True)
-class FactorizedConfig(RateConfig):
-    """Channels: N of the transforms, M of y."""
 
 
 class Factorized(Network):
@@ -68,10 +61,6 @@ class Factorized(Network):
             b, m, h, w = y.shape
             likelihoods = mass.clamp(min=LIKELIHOOD_MIN).reshape(m, b, h, w).transpose(0, 1)
         return {"x_hat": self.g_s(y_hat).float() if reconstruct else x, "y_likelihoods": likelihoods}
-
-    def layout(self) -> EntropyLayout:
-        """See ``Network.layout``."""
-        return EntropyLayout((), means=False)
 
     def entropy_layers(self) -> dict[str, nn.Module]:
         """There are none."""

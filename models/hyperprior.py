@@ -11,28 +11,17 @@ Networks are CompressAI's ``ScaleHyperprior`` and ``MeanScaleHyperprior``; added
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from compressai.models import MeanScaleHyperprior, ScaleHyperprior
 from torch import Tensor, nn
 
-from models.layout import EntropyLayout
-from models.network import Network, RateConfig, Symbols, float32_at, zero_start
-
-
-@dataclass(frozen=True)
-class HyperpriorConfig(RateConfig):
-    """Channels: N of the transforms and of z, M of y. ``linear_scale`` is for imported weights."""
-
-    means: bool = False
-    linear_scale: bool = False
+from models.configs import HyperpriorConfig
+from models.network import Network, Symbols, float32_at, zero_start
 
 
 class Hyperprior(Network):
     """The training network. ``forward`` gives x_hat and likelihoods; real bits come from ``models.entropy``."""
 
-    refinable = True
     cfg: HyperpriorConfig
 
     def __init__(self, cfg: HyperpriorConfig | None = None) -> None:
@@ -48,10 +37,6 @@ class Hyperprior(Network):
         zero_start(self.h_s[-1])
         float32_at(self.h_s, -1)
 
-    def hyper_input(self, y: Tensor) -> Tensor:
-        """Return what h_a sees of y / std."""
-        return y if self.cfg.means else y.abs()
-
     def predict(
         self, v: Tensor, features: Tensor, scale: Tensor, level: Tensor, symbols: Symbols | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -64,10 +49,6 @@ class Hyperprior(Network):
             raw, means = features, torch.zeros_like(v)
         scales = self.scales(raw, scale)
         return symbols(v - means, scales) + means, {"scales": scales, "means": means}
-
-    def layout(self) -> EntropyLayout:
-        """See ``Network.layout``."""
-        return EntropyLayout((2, 2, 1), leaky=self.cfg.means, means=self.cfg.means, linear=self.cfg.linear_scale)
 
     def entropy_layers(self) -> dict[str, nn.Module]:
         """See ``Network.entropy_layers``."""

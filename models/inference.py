@@ -1,30 +1,31 @@
-"""A transform made ready for inference: mixed precision, fast layers, whole pictures or parts of them."""
+"""A transform made ready for inference: mixed precision, fast operations, whole pictures or parts of them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from models.layers import Float32, for_inference
+from models.operations import ReadyBlock, Weights
+from models.program import Program
 from models.windows import Span, margins, run
 
 
 class MixedPrecision:
-    """A sequence of layers: ``dtype`` inside, the ``Float32`` islands left as they are.
+    """A program with its tensors: ``dtype`` inside, the ``float32`` blocks left as they are.
 
     Takes and returns float32; runs in channels_last on ``device``.
     """
 
-    def __init__(self, layers: nn.Sequential, device: torch.device, dtype: torch.dtype) -> None:
-        fast = for_inference if device.type == "cpu" else lambda layer: layer
-        self.layers = [_ready(fast(layer), device) for layer in _flat(layers)]
-        for layer in self.layers:
-            if not isinstance(layer, Float32):
-                layer.to(dtype)
-        self.dtype = dtype
-        self._needed = margins(self.layers)
+    def __init__(self, program: Program, tensors: Mapping[str, Tensor], device: torch.device, dtype: torch.dtype) -> None:
+        self.program, self.dtype = program, dtype
+        exact, fast = Weights(tensors, device, torch.float32), Weights(tensors, device, dtype)
+        self._blocks: list[ReadyBlock] = []
+        for block in program:
+            owned = bool(self._blocks) and self._blocks[-1].owned  # the first input is the caller's
+            self._blocks.append(ReadyBlock(block, exact if block.float32 else fast, owned=owned))
+        self._needed = margins(program)
 
     @property
     def margin(self) -> int:
@@ -36,17 +37,5 @@ class MixedPrecision:
         h, w = x.shape[-2:]
         x = x.contiguous(memory_format=torch.channels_last)
         with torch.autocast(x.device.type, enabled=False):  # a caller's autocast must not change the pixels
-            out = run(self.layers, x, rows or Span.whole(h), columns or Span.whole(w), self._needed, self.dtype)
+            out = run(self._blocks, x, rows or Span.whole(h), columns or Span.whole(w), self._needed, self.dtype)
         return out.float()
-
-
-def _flat(layers: nn.Sequential) -> Iterator[nn.Module]:
-    for layer in layers:
-        if isinstance(layer, nn.Sequential):
-            yield from _flat(layer)
-        else:
-            yield layer
-
-
-def _ready(layer: nn.Module, device: torch.device) -> nn.Module:
-    return layer.to(device).to(memory_format=torch.channels_last).eval().requires_grad_(False)

@@ -64,7 +64,7 @@ def exact_arithmetic() -> Arithmetic:
 
 def exact_parts(weight: Tensor, act_max: int) -> list[slice]:
     """Cut the inner dimension of an integer weight (K, O) so that each part's product is proven exact in float32."""
-    rows = weight.long().abs() * act_max  # int8 · 255 < 2^15: one row always fits
+    rows = weight.int().abs() * act_max  # int8 · 255 < 2^15: one row always fits; sums are int64
     bound = EXACT - 1
     if int(rows.sum(0).max()) <= bound:
         return [slice(0, weight.shape[0])]

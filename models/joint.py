@@ -11,29 +11,15 @@ runs in wavefronts: all positions of equal x + 3y depend on earlier ones alone (
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from compressai.models import JointAutoregressiveHierarchicalPriors
 from torch import Tensor, nn
 
-from models.layout import EntropyLayout
-from models.network import Network, RateConfig, Symbols, context_layers, float32_at, zero_start
+from models.configs import ContextConfig
+from models.network import Network, Symbols, context_layers, float32_at, zero_start
 from models.rounding import ste_round, ste_symbols
 
 PASSES = 3  # of an estimate outside of training
-
-
-@dataclass(frozen=True)
-class ContextConfig(RateConfig):
-    """Channels: N of the transforms and of z, M of y.
-
-    ``linear_scale`` and ``plain_rounding`` are for imported weights: the scale is predicted as it is, and y_hat = round(y),
-    as CompressAI trains these models, instead of round(y − mean) + mean.
-    """
-
-    linear_scale: bool = False
-    plain_rounding: bool = False
 
 
 class Joint(Network):
@@ -77,18 +63,6 @@ class Joint(Network):
                 near = ste_symbols(v - means, scales) + means
         means, scales = self.means_scales(features, self.context_prediction((v + (near - v).detach()) / scale), scale)
         return ste_symbols(v - means, scales) + means, {"scales": scales, "means": means}
-
-    def layout(self) -> EntropyLayout:
-        """See ``Network.layout``."""
-        return EntropyLayout(
-            (2, 2, 1),
-            order="wavefronts",
-            context=True,
-            parameters=3,
-            leaky=True,
-            linear=self.cfg.linear_scale,
-            mixtures=1 if self.cfg.plain_rounding else 0,
-        )
 
     def entropy_layers(self) -> dict[str, nn.Module]:
         """See ``Network.entropy_layers``."""

@@ -1,4 +1,4 @@
-"""Small layers that CompressAI does not have: the lapped filter, float32 islands, what is faster in inference.
+"""Small layers that CompressAI does not have: the lapped filter, float32 islands, biases by level.
 
 Everything else that the models are made of comes from ``compressai.layers`` and ``compressai.models``.
 """
@@ -8,12 +8,8 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
-from compressai.layers import GDN
 from torch import Tensor, nn
 
-GDN_BLOCK = 1024  # positions; 192 channels of them fit a core's second-level cache
-FEW_CHANNELS = 16  # output channels below which a transposed convolution is slower than a convolution with PixelShuffle
 BLOCK = 8  # pixels; side of the block that one position at 1/8 resolution stands for
 
 
@@ -45,6 +41,21 @@ def lapped_filter(n: int = BLOCK) -> Tensor:
     return butterfly @ middle @ butterfly / 2
 
 
+def lap(x: Tensor, weight: Tensor) -> Tensor:
+    """Filter (B, C, H, W), H and W multiples of 8, by an (8, 8) matrix across the boundaries of its 8×8 blocks, both ways."""
+    return _lap_rows(_lap_rows(x, weight).transpose(2, 3), weight).transpose(2, 3)
+
+
+def _lap_rows(x: Tensor, weight: Tensor) -> Tensor:
+    b, c, h, w = x.shape
+    if w <= BLOCK:
+        return x
+    half = BLOCK // 2
+    inner = x[..., half : w - half].reshape(b, c, h, -1, BLOCK)
+    inner = (inner @ weight.T.to(x.dtype)).reshape(b, c, h, w - BLOCK)
+    return torch.cat([x[..., :half], inner, x[..., w - half :]], dim=-1)
+
+
 class LappedFilter(nn.Module):
     """Filter an image across the boundaries of its 8×8 blocks, separably in both directions.
 
@@ -58,17 +69,8 @@ class LappedFilter(nn.Module):
         matrix = lapped_filter()
         self.weight = nn.Parameter((matrix.T if inverse else matrix).float().clone())
 
-    def forward(self, x: Tensor) -> Tensor:  # (B, C, H, W), H and W multiples of 8
-        return self._filter_rows(self._filter_rows(x).transpose(2, 3)).transpose(2, 3)
-
-    def _filter_rows(self, x: Tensor) -> Tensor:
-        b, c, h, w = x.shape
-        if w <= BLOCK:
-            return x
-        half = BLOCK // 2
-        inner = x[..., half : w - half].reshape(b, c, h, -1, BLOCK)
-        inner = (inner @ self.weight.T.to(x.dtype)).reshape(b, c, h, w - BLOCK)
-        return torch.cat([x[..., :half], inner, x[..., w - half :]], dim=-1)
+    def forward(self, x: Tensor) -> Tensor:
+        return lap(x, self.weight)
 
 
 class Float32(nn.Module):
@@ -104,58 +106,6 @@ class LevelBias(nn.Module):
     def forward(self, x: Tensor, level: Tensor) -> Tensor:  # (B, C, h, w), (B,) in [0, levels - 1]
         out: Tensor = self.layer(x)
         return out if self.table is None else out + at_levels(self.table, level)[:, :, None, None]
-
-
-class BlockedGDN(nn.Module):
-    """CompressAI's ``GDN`` for inference, computed block by block of positions: the same values, half of the time on a CPU.
-
-    What it computes in between stays in the cache. It works in place: its input is always what a convolution just made.
-    """
-
-    gamma: Tensor
-    beta: Tensor
-
-    def __init__(self, gdn: GDN) -> None:
-        super().__init__()
-        self.inverse = gdn.inverse
-        self.register_buffer("gamma", gdn.gamma_reparam(gdn.gamma).detach().T.contiguous())
-        self.register_buffer("beta", gdn.beta_reparam(gdn.beta).detach())
-
-    def forward(self, x: Tensor) -> Tensor:  # (B, C, H, W), channels_last; overwritten
-        for block in x.permute(0, 2, 3, 1).view(-1, x.shape[1]).split(GDN_BLOCK):
-            norm = torch.addmm(self.beta, block * block, self.gamma)
-            block.mul_(norm.sqrt_() if self.inverse else norm.rsqrt_())
-        return x
-
-
-class SubpixelDeconv(nn.Module):
-    """A transposed 5×5 convolution of stride 2 to few channels as a 3×3 one with PixelShuffle: faster on a CPU below 16.
-
-    The same sums with zeros added; see ``models.quantise.transposed_taps`` for the taps.
-    """
-
-    def __init__(self, deconv: nn.ConvTranspose2d) -> None:
-        super().__init__()
-        weight = deconv.weight.detach()  # (C, O, 5, 5)
-        padded = F.pad(weight, (0, 1, 0, 1))  # tap 5 is absent
-        rows = torch.tensor([[a + 2 - 2 * d for d in (-1, 0, 1)] for a in (0, 1)])  # 4, 2, 0; 5, 3, 1
-        cells = padded[:, :, rows[:, None, :, None], rows[None, :, None, :]]  # (C, O, 2, 2, 3, 3)
-        self.conv = nn.Conv2d(weight.shape[0], 4 * weight.shape[1], 3, padding=1)
-        self.conv.weight = nn.Parameter(cells.permute(1, 2, 3, 0, 4, 5).flatten(0, 2).contiguous())
-        assert deconv.bias is not None
-        self.conv.bias = nn.Parameter(deconv.bias.detach().repeat_interleave(4))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.pixel_shuffle(self.conv(x), 2)
-
-
-def for_inference(layer: nn.Module) -> nn.Module:
-    """Return what computes a layer fastest on a CPU; most as they are."""
-    if isinstance(layer, GDN):
-        return BlockedGDN(layer)
-    if isinstance(layer, nn.ConvTranspose2d) and layer.out_channels < FEW_CHANNELS and layer.kernel_size == (5, 5):
-        return SubpixelDeconv(layer)
-    return layer
 
 
 def level_table(layer: nn.Module) -> Tensor | None:

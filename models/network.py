@@ -13,9 +13,7 @@ Source of the gain vectors: Cui 2021 (gain units, arXiv 2003.02012).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,52 +21,20 @@ from compressai.entropy_models import EntropyBottleneck, GaussianConditional
 from pytorch_msssim import ms_ssim
 from torch import Tensor, nn
 
-from bitstream.errors import UsageError
+from models.configs import RateConfig
 from models.layers import Float32, at_levels, weight_and_bias
 from models.layout import EntropyLayout
 from models.rounding import ste_round, ste_symbols
 from models.row_bits import row_bits
 
 Symbols = Callable[[Tensor, Tensor], Tensor]  # (residual, scales) → symbols
-TUNES = ("psnr", "ms-ssim")
 MS_SSIM_SIDE = 160  # pixels; the five scales of MS-SSIM need more than that
 MS_SSIM_WEIGHT = 1250.0  # CompressAI's λ for MS-SSIM are those for MSE times 1225 … 1333
 
 
-@dataclass(frozen=True)
-class RateConfig:
-    """The rate levels of a model; ``lmbda_*`` span them. M is the number of channels of y, N that of z.
-
-    ``tune`` is the measure whose distortion λ weighs: "psnr" or "ms-ssim".
-    """
-
-    M: int = 192
-    N: int = 128
-    levels: int = 6
-    lmbda_min: float = 0.0018
-    lmbda_max: float = 0.0483
-    tune: str = "psnr"
-
-    def __post_init__(self) -> None:
-        if self.tune not in TUNES:
-            raise UsageError(f"tune is {self.tune!r}, expected one of {', '.join(TUNES)}")
-
-    @property
-    def lmbda_mid(self) -> float:
-        """Return the geometric mean of the span of λ."""
-        return math.sqrt(self.lmbda_min * self.lmbda_max)
-
-    def lmbda(self, level: Tensor) -> Tensor:
-        """Return λ of (fractional) levels: log-spaced between lmbda_min at level 0 and lmbda_max at the last."""
-        span = math.log(self.lmbda_max / self.lmbda_min)
-        return self.lmbda_min * torch.exp(level * (span / max(self.levels - 1, 1)))
-
-
 class Network(nn.Module):
-    """Base of all models. A model sets g_a, g_s, h_a, h_s and writes ``predict``, ``layout`` and ``entropy_layers``."""
+    """Base of all models. A model sets g_a, g_s, h_a, h_s and writes ``predict`` and ``entropy_layers``."""
 
-    refinable = False  # whether ``predict`` takes all symbols from its argument ``symbols``: ``models.refine`` needs it
-    bf16_channels_last = True  # whether bf16 may run in channels_last: training does, and g_a and h_a on CPUs fast at it
     cfg: Any
     log2_std: Tensor
     rows: Tensor | None  # bits (64, 1024) of symbols by scale index and magnitude; None: y is rated by Gaussians
@@ -105,7 +71,8 @@ class Network(nn.Module):
 
     def hyper_input(self, y: Tensor) -> Tensor:
         """Return what h_a sees of y / std."""
-        return y
+        seen: Tensor = self.cfg.hyper_input(y)
+        return seen
 
     def predict(
         self, v: Tensor, features: Tensor, scale: Tensor, level: Tensor, symbols: Symbols | None = None
@@ -123,7 +90,8 @@ class Network(nn.Module):
 
     def layout(self) -> EntropyLayout:
         """Return the structure of the integer entropy path."""
-        raise NotImplementedError
+        layout: EntropyLayout = self.cfg.layout()
+        return layout
 
     def entropy_layers(self) -> dict[str, nn.Module]:
         """Return the convolutions that become integer layers, by the names of a checkpoint, in the order they run."""

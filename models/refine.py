@@ -12,15 +12,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from bitstream.tables import MasterTable
 from models.checkpoint import Checkpoint
-from models.dequantise import dequantise
-from models.network import MS_SSIM_SIDE, Network, Symbols, distortion
 from models.row_bits import bits_of_rows, row_bits
+
+if TYPE_CHECKING:
+    from models.network import Network, Symbols
 
 STEPS = (0, 15, 25, 40, 60, 90, 130, 180, 250, 350, 500)  # of effort 0 … 10
 RATE = 0.015  # of Adam, in quantisation steps; a tenth of it at the end
@@ -49,9 +51,11 @@ class Refiner:
     def __init__(
         self, checkpoint: Checkpoint, network: Network, y_table: MasterTable, device: torch.device, *, autocast: bool
     ) -> None:
+        from models.dequantise import dequantise  # with CompressAI: not for those who only want to know STEPS
+
         dequantise(network, checkpoint.tensors)
         self.bits = bits_of_rows(y_table).to(device)
-        layout = torch.channels_last if network.bf16_channels_last else torch.contiguous_format
+        layout = torch.channels_last if network.cfg.bf16_channels_last else torch.contiguous_format
         self.network = network.to(device).to(memory_format=layout).eval().requires_grad_(False)
         self.device, self.autocast = device, autocast
 
@@ -90,6 +94,8 @@ class Refiner:
         self, x: Tensor, z: Tensor, level: int, around: Tensor, place: tuple[int, int]
     ) -> Callable[[Tensor, Symbols], Tensor]:
         """Return the function from y·gain (1, M, h, w), and a way to round it, to bits + slope·255²·pixels·distortion."""
+        from models.network import MS_SSIM_SIDE, distortion
+
         net, (h, w) = self.network, x.shape[-2:]
         position = torch.tensor([level / 256], device=self.device)
         weight = SLOPE * float(net.cfg.lmbda(position)) * 255**2 * h * w

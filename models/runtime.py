@@ -12,7 +12,9 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -24,18 +26,23 @@ from bitstream.errors import CheckpointError, DesyncError, UsageError
 from bitstream.grid import Rect, padded
 from bitstream.mixture import mixture_crc
 from bitstream.tables import constants_crc
+from models import program
 from models.checkpoint import Checkpoint, load_checkpoint
+from models.configs import RateConfig
 from models.entropy import IntegerEntropy
+from models.entropy_tensors import PREFIX, load_entropy
 from models.inference import MixedPrecision
 from models.latents import count_beyond
 from models.layout import EntropyLayout
-from models.network import Network, RateConfig
-from models.quantise import PREFIX, load_entropy
+from models.program import Programs
 from models.refine import Refiner
-from models.registry import build
+from models.registry import build, configure
 from models.rounding import FIXED_BITS
 from models.thumbnail import Thumbnail
 from models.windows import Span
+
+if TYPE_CHECKING:
+    from models.network import Network
 
 FLOAT_PARTS = ("g_a.", "g_s.", "h_a.")  # what runs in floating point, and lies in a checkpoint as float16
 CLAMPED = 2 << FIXED_BITS  # rounding, and the dead zone, are never further away: the symbol must have been clamped
@@ -68,12 +75,33 @@ def check_symbols(found: int, stored: int) -> None:
         )
 
 
-def load_network(checkpoint: Checkpoint) -> Network:
-    """Return the float network with the checkpoint's transforms in float32. Raises CheckpointError if one is missing."""
+def config_of(checkpoint: Checkpoint) -> RateConfig:
+    """Return the config of a checkpoint's model. Raises CheckpointError for one that cannot be."""
     try:
-        network = build(checkpoint.model, checkpoint.config)
+        return configure(checkpoint.model, checkpoint.config)
     except UsageError as error:
         raise CheckpointError(f"checkpoint {checkpoint.name}: {error}: export it again, or update") from error
+
+
+def programs_of(checkpoint: Checkpoint, config: RateConfig) -> Programs:
+    """Return the programs of a checkpoint's transforms, checked: its own, or, of an older one, those of its network.
+
+    Only for the latter CompressAI is imported. Raises CheckpointError.
+    """
+    if checkpoint.transforms is not None:
+        programs = program.unpack(checkpoint.transforms, hyper=bool(config.layout().hyper))
+    else:
+        from models.tracing import trace
+
+        programs = trace(build(checkpoint.model, checkpoint.config))
+    program.check(programs, checkpoint.tensors, config.M, config.N)
+    return programs
+
+
+def load_network(checkpoint: Checkpoint) -> Network:
+    """Return the float network with the checkpoint's transforms in float32. Raises CheckpointError if one is missing."""
+    config_of(checkpoint)
+    network = build(checkpoint.model, checkpoint.config)
     floats = {name: t.float() for name, t in checkpoint.tensors.items() if not name.startswith(PREFIX)}
     try:
         network.load_state_dict(floats, strict=False, assign=True)
@@ -111,33 +139,33 @@ class LoadedModel:
         dtype: torch.dtype = torch.float32,
         encode_dtype: torch.dtype | None = None,
     ) -> None:
-        network = load_network(checkpoint)
-        crc = tables_crc(network.layout())
+        self.config = config_of(checkpoint)
+        layout, programs = self.config.layout(), programs_of(checkpoint, self.config)
+        crc = tables_crc(layout)
         if checkpoint.constants_crc != crc:
             raise CheckpointError(
                 f"constant tables have CRC {crc:08x} on this machine, the checkpoint expects "
                 f"{checkpoint.constants_crc:08x}: this platform's math library rounds otherwise; report it"
             )
         self.checkpoint, self.device = checkpoint, device
-        self.entropy = load_entropy(checkpoint.tensors, network.layout())
-        wanted = (network.cfg.levels, network.cfg.M)
+        self.entropy = load_entropy(checkpoint.tensors, layout)
+        wanted = (self.config.levels, self.config.M)
         if self.entropy.log2_gain.shape != wanted:
             raise CheckpointError(
                 f"checkpoint {checkpoint.name}: gains are {tuple(self.entropy.log2_gain.shape)}, expected {wanted}: "
                 "damaged, export it again"
             )
-        self.config: RateConfig = network.cfg
         exact = not any(t.dtype == torch.float16 for name, t in checkpoint.tensors.items() if name.startswith(FLOAT_PARTS))
-        self._fast = network.bf16_channels_last and not exact and device.type == "cpu" and fast_bf16()
+        self._fast = self.config.bf16_channels_last and not exact and device.type == "cpu" and fast_bf16()
         if encode_dtype is None:
             encode_dtype = torch.bfloat16 if self._fast else dtype
-        self.g_a = MixedPrecision(network.g_a, device, encode_dtype)
-        self.h_a = MixedPrecision(network.h_a, device, encode_dtype) if network.layout().hyper else None
-        self._hyper_input = network.hyper_input
-        self.g_s = MixedPrecision(network.g_s, device, dtype)
+        ready = partial(MixedPrecision, tensors=checkpoint.tensors, device=device)
+        self.g_a = ready(programs["g_a"], dtype=encode_dtype)
+        self.h_a = ready(programs["h_a"], dtype=encode_dtype) if layout.hyper else None
+        self.g_s = ready(programs["g_s"], dtype=dtype)
         self.log2_std = (self.entropy.log2_std.double() / 256).float().to(device)
-        self.thumbnail = Thumbnail.of(checkpoint.tensors, network.cfg.M)  # of pictures at 1/8, if the checkpoint has it
-        self.refinable = network.refinable
+        self.thumbnail = Thumbnail.of(checkpoint.tensors, self.config.M)  # of pictures at 1/8, if the checkpoint has it
+        self.refinable = self.config.refinable
         self._refiner: Refiner | None = None
         self._lock = threading.Lock()  # several tiles are coded at once
         self.timings: dict[str, float] = {}
@@ -157,7 +185,7 @@ class LoadedModel:
         if self.h_a is None:
             return y, None
         begin = time.perf_counter()
-        z = self.h_a(self._hyper_input(y / self.log2_std.exp2()[:, None, None]))
+        z = self.h_a(self.config.hyper_input(y / self.log2_std.exp2()[:, None, None]))
         self._time("h_a", begin)
         return y, z
 

@@ -20,53 +20,16 @@ Sources: Ballé 2018 (arXiv 1802.01436), Minnen 2018 (1809.02736), He 2021 (chec
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
-
 import torch
 from compressai.layers import CheckerboardMaskedConv2d, conv1x1, conv3x3, subpel_conv3x3
 from compressai.models.sensetime import ResidualBottleneckBlock
 from compressai.models.utils import conv
 from torch import Tensor, nn
 
-from bitstream.errors import UsageError
+from models.configs import SwiftConfig
 from models.layers import Float32, LappedFilter, LevelBias
-from models.layout import EntropyLayout
-from models.network import Network, RateConfig, Symbols, zero_start
+from models.network import Network, Symbols, zero_start
 from models.schedule import anchor_mask, crossed_mask
-
-
-@dataclass(frozen=True)
-class SwiftConfig(RateConfig):
-    """Sizes of ``swift``. Channels are at 1/8 (C), 1/16 (D), of y (M), of z (N); ``lmbda_*`` span the rate levels.
-
-    ``order`` is that of the two passes: "crossed", whose context also knows the level, or "checkerboard", for checkpoints older
-    than the choice.
-    """
-
-    C: int = 192
-    D: int = 320
-    M: int = 320
-    N: int = 128
-    blocks_8: int = 5
-    blocks_16: int = 5
-    hyper: int = 192
-    features: int = 256
-    hidden: int = 384
-    levels: int = 9
-    lmbda_min: float = 0.000343
-    lmbda_max: float = 0.3
-    order: Literal["checkerboard", "crossed"] = "checkerboard"
-
-    @property
-    def context_levels(self) -> int:
-        """Return the number of levels that the context and the parameter network tell apart: all or none."""
-        return self.levels if self.order == "crossed" else 0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.order not in ("checkerboard", "crossed") or self.M % 2:
-            raise UsageError(f"order is {self.order!r} of {self.M} channels, expected checkerboard or crossed, and an even M")
 
 
 def _blocks(channels: int, count: int) -> nn.Sequential:
@@ -158,7 +121,6 @@ class Parameters(nn.Module):
 class Swift(Network):
     """The training network. ``forward`` gives x_hat and likelihoods; real bits come from ``models.entropy``."""
 
-    refinable = True
     cfg: SwiftConfig
     g_a: Analysis
     g_s: Synthesis
@@ -206,18 +168,6 @@ class Swift(Network):
         both = torch.cat([features, context.to(features.dtype)], dim=1)
         mean, log2_scale = self.parameters_net(both, level).chunk(2, dim=1)
         return mean * scale, self.scales(log2_scale, scale)
-
-    def layout(self) -> EntropyLayout:
-        """See ``Network.layout``."""
-        return EntropyLayout(
-            (2, 2),
-            order=self.cfg.order,
-            context=True,
-            parameters=2,
-            scales_first=False,
-            levelled=self.cfg.order == "crossed",
-            rdo_strength=0.8,
-        )
 
     def entropy_layers(self) -> dict[str, nn.Module]:
         """See ``Network.entropy_layers``."""

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bitstream.tables import MASTER_BITS, SCALE_MAX, SCALE_MIN, SCALES, SYMBOL_MAX
+from models.entropy_tensors import PREFIX
 from models.layout import EntropyLayout
 from models.network import Network
-from models.quantise import PREFIX
 from models.rounding import scale_indexes
 
 SIGMAS = SCALE_MIN * (SCALE_MAX / SCALE_MIN) ** (np.arange(SCALES)[:, None] / (SCALES - 1))  # of the rows

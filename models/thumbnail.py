@@ -6,13 +6,16 @@ Each position of y gives 2×2 pixels, the means of 8×8 of the picture. What syn
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from bitstream.errors import CheckpointError
-from models.network import Network
+
+if TYPE_CHECKING:
+    from models.network import Network
 
 SCALE = 8  # pixels that one of the thumbnail stands for
 CELL = 2  # pixels a side of the thumbnail for one position of y

@@ -31,13 +31,14 @@ from torch import Tensor
 
 from bitstream.engines import default_engine
 from codec.machine import cpu_name
-from models import schedule
+from models import program, schedule
 from models.checkpoint import save_checkpoint
 from models.klt import klt_start
 from models.layers import weight_and_bias
 from models.quantise import calibrate, quantise
 from models.registry import build
 from models.runtime import LoadedModel, tables_crc, transforms
+from models.tracing import trace
 
 LEVEL = 256
 CPU = torch.device("cpu")
@@ -55,7 +56,8 @@ def started(model: str, x: Tensor) -> LoadedModel:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"{model}.safetensors"
         config, crc = dataclasses.asdict(network.cfg), tables_crc(network.layout())
-        save_checkpoint(path, model=model, config=config, tensors=tensors, constants_crc=crc)
+        programs = program.pack(trace(network))
+        save_checkpoint(path, model=model, config=config, tensors=tensors, constants_crc=crc, transforms=programs)
         return LoadedModel.load(path, CPU)
 
 

@@ -29,6 +29,7 @@ from typing import Any
 import click
 
 import codec.api  # noqa: F401  what the forked processes need not import again
+import models.tracing  # noqa: F401  the golden checkpoint is older than programs, so every process traces it
 from codec.__main__ import run
 
 ROOT = Path(__file__).resolve().parent.parent

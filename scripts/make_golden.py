@@ -22,18 +22,16 @@ from codec import images
 from codec.api import Codec
 from codec.images import Pixels
 from codec.targets import Target
-from models.attention import AttentionConfig
+from models import program
 from models.checkpoint import save_checkpoint
-from models.factorized import FactorizedConfig
-from models.hyperprior import HyperpriorConfig
-from models.joint import ContextConfig
+from models.configs import AttentionConfig, ContextConfig, FactorizedConfig, HyperpriorConfig, RateConfig, SwiftConfig
 from models.klt import klt_start
 from models.layers import weight_and_bias
-from models.network import Network, RateConfig
+from models.network import Network
 from models.quantise import calibrate, quantise
 from models.registry import build
 from models.runtime import tables_crc, transforms
-from models.swift import SwiftConfig
+from models.tracing import trace
 
 FOLDER = Path(__file__).resolve().parent.parent / "tests" / "golden"
 SMALL_SWIFT = SwiftConfig(C=24, D=32, M=32, N=16, blocks_8=1, blocks_16=1, hyper=16, features=16, hidden=24, levels=4)
@@ -83,7 +81,8 @@ def tiny_checkpoint(path: Path, name: str) -> None:
         model.log2_gain.add_(torch.randn_like(model.log2_gain) * 0.2)
     tensors = quantise(model, calibrate(model, [crops(300 + 10 * i) for i in range(8)]))
     tensors |= transforms(model, torch.float16)
-    save_checkpoint(path, model=kind, config=config, tensors=tensors, constants_crc=tables_crc(model.layout()))
+    crc, programs = tables_crc(model.layout()), program.pack(trace(model))
+    save_checkpoint(path, model=kind, config=config, tensors=tensors, constants_crc=crc, transforms=programs)
 
 
 def stir(model: Network, name: str) -> None:

@@ -154,6 +154,20 @@ def speed(result: dict[str, Any]) -> str:
     )
 
 
+def start() -> str:
+    """Return the section on cold starts, nothing if they were not measured."""
+    if not (RESULTS / "start.json").exists():
+        return ""
+    result = load("start.json")
+    picture, times = result["picture"], result["median_s"]
+    names = {name: f"`codec {name}`" for name in times} | {"import torch": '`python -c "import torch"`'}
+    return (
+        f"\nCold starts, whole processes, `{result['model']}`, a picture of {picture['width']}×{picture['height']} pixels, "
+        f"{result['threads']} threads, {result['machine']['cpu']}, medians of {result['runs']}:\n\n"
+        + table(list(names.values()), [[f"{times[name]:.2f} s" for name in names]])
+    )
+
+
 def scale(result: dict[str, Any]) -> str:
     """Return the section on large pictures."""
     rows = []
@@ -262,7 +276,7 @@ def main(check: bool) -> None:
     """Rewrite the sections between the markers."""
     parts = {"kodak/summary": rate_distortion, "targets": targets, "effort": effort, "speed": speed, "scale": scale}
     readme = "\n".join(write(load(f"{name}.json")) for name, write in parts.items())
-    readme += "\n" + trust(load("fuzz.json"), load("kill.json"))
+    readme += start() + "\n" + trust(load("fuzz.json"), load("kill.json"))
     sections = {"README.md": f"\n{readme}\n", "docs/models.md": f"\n{models()}\n"}
     for name, section in sections.items():
         path = ROOT / name

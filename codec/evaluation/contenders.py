@@ -17,7 +17,7 @@ from codec.api import Codec, cached_codec
 from codec.evaluation.peers import Peer
 from codec.images import Picture, Pixels
 from codec.targets import Attempt, LevelSearch, Target
-from models.network import RateConfig
+from models.configs import RateConfig
 
 PROBES = 3  # further qualities that a search tries above the one it found: bytes do not always rise with them
 

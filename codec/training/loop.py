@@ -153,7 +153,7 @@ class Trainer:
         if recipe.klt_start and "log2_gain" not in taken:
             klt_start(self.model, [self.store.batch(16, recipe.crop, self.rng).cpu() for _ in range(24)])
         self.model.load_state_dict(taken, strict=False)
-        self.memory_format = torch.channels_last if self.model.bf16_channels_last else torch.contiguous_format
+        self.memory_format = torch.channels_last if self.model.cfg.bf16_channels_last else torch.contiguous_format
         self.model.to(memory_format=self.memory_format)
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(learns(name, recipe.only))

@@ -12,9 +12,10 @@ from torch import Tensor
 from bitstream.errors import UsageError
 from codec.training.state import read_state
 from models.checkpoint import load_checkpoint
+from models.configs import RateConfig
 from models.dequantise import dequantise, fit_density
-from models.network import Network, RateConfig
-from models.registry import build
+from models.network import Network
+from models.registry import configure
 from models.runtime import load_network
 
 log = logging.getLogger(__name__)
@@ -31,7 +32,7 @@ def starting_weights(path: Path, model: Network) -> tuple[dict[str, Tensor], dic
         state = read_state(path, torch.device("cpu"))
         recipe = state["recipe"]
         try:
-            cfg = build(recipe["model"], recipe["config"]).cfg
+            cfg = configure(recipe["model"], recipe["config"])
         except (KeyError, TypeError) as error:
             raise UsageError(f"{path}: its recipe is of another version ({error!r}): start from a checkpoint") from error
         source, origin = state["ema"], {"model": recipe["model"], "step": state["step"]}

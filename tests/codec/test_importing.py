@@ -79,6 +79,7 @@ def test_reconstruction_is_that_of_compressais_forward_pass(imported, x):
     source, model, _ = imported
     engine = default_engine()
     payloads, crc = model.compress(x, 0, engine)
+    assert model.checkpoint.transforms is not None  # it needs CompressAI no more
     x_hat = model.decompress(payloads, 0, 128, 192, engine, crc)
     with torch.no_grad():
         expected = source(x)["x_hat"]

@@ -57,7 +57,7 @@ def latents_of(model, x, level):
         y = model.g_a(torch.nn.functional.pad(x, (0, -w % 64, 0, -h % 64), mode="replicate")).float()
         z = None
         if model.h_a is not None:
-            z = model.h_a(model._hyper_input(y / model.log2_std.exp2()[:, None, None])).float()
+            z = model.h_a(model.config.hyper_input(y / model.log2_std.exp2()[:, None, None])).float()
     return model.entropy.fix_latents(y, z, level), *y.shape[-2:]
 
 

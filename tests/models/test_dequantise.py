@@ -14,9 +14,10 @@ from bitstream.errors import CheckpointError
 from models import dequantise as dequantise_module
 from models import quantise as quantise_module
 from models.dequantise import dequantise, fit_density
+from models.entropy_tensors import load_entropy
 from models.layers import weight_and_bias
 from models.layout import TAPS_3X3, TAPS_CAUSAL, TAPS_CHECKERBOARD
-from models.quantise import calibrate, load_entropy, quantise
+from models.quantise import calibrate, quantise
 from models.swift import Swift
 
 ENGINE = ReferenceEngine()

@@ -12,10 +12,11 @@ from bitstream.coder import StreamReader, StreamWriter
 from bitstream.engines.reference import ReferenceEngine
 from bitstream.errors import CheckpointError
 from bitstream.tables import SYMBOL_MAX
+from models.entropy_tensors import load_entropy
 from models.factorized_entropy import GRID_REACH, MEDIAN_BITS, SPREADS, FactorizedEntropy, _bands
 from models.latents import Latents
 from models.layout import EntropyLayout
-from models.quantise import load_entropy, quantise
+from models.quantise import quantise
 
 ENGINE = ReferenceEngine()
 LEVELS = [0, 100, 256, 500, 768]

@@ -14,10 +14,11 @@ from bitstream.errors import CheckpointError
 from bitstream.tables import SCALE_MAX, SCALE_MIN
 from models import quantise as quantise_module
 from models.entropy import Scale
+from models.entropy_tensors import layer_names, load_entropy
 from models.integer import ACT_MAX, SIGNED_MAX, IntegerLayer, Plane, exact_arithmetic, pixel_shuffle
 from models.layers import LevelBias
 from models.layout import POINT, TAPS_3X3, TAPS_CAUSAL, TAPS_CHECKERBOARD
-from models.quantise import LEAKY_SLOPE, calibrate, layer_names, load_entropy, quantise, z_master
+from models.quantise import LEAKY_SLOPE, calibrate, quantise, z_master
 from models.schedule import Cell
 from models.swift import Swift, SwiftConfig
 

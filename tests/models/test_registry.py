@@ -7,14 +7,14 @@ import dataclasses
 import pytest
 
 from bitstream.errors import UsageError
-from models.registry import MODELS, build
+from models.registry import MODELS, build, configure
 
 TINY = {"C": 8, "D": 8, "M": 8, "N": 8, "blocks_8": 0, "blocks_16": 0}
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_builds_with_changed_config(name):
-    known = {field.name for field in dataclasses.fields(MODELS[name][1])}
+    known = {field.name for field in dataclasses.fields(MODELS[name][0])}
     network = build(name, {"levels": 2} | {key: value for key, value in TINY.items() if key in known})
     assert (network.cfg.levels, network.cfg.M, network.cfg.N) == (2, 8, 8)
     assert len(network.log2_gain) == 2
@@ -23,6 +23,14 @@ def test_builds_with_changed_config(name):
 def test_the_six_models_have_these_names():
     """Checkpoints name their model: an old name must stay."""
     assert list(MODELS) == ["swift", "factorized", "hyperprior", "joint", "checkerboard", "attention"]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_network_has_what_configure_returns(name):
+    network = build(name, {"levels": 2})
+    assert network.cfg == configure(name, {"levels": 2})
+    assert type(network.cfg) is MODELS[name][0]
+    assert network.layout() == network.cfg.layout()
 
 
 def test_unknown_model_lists_the_known_ones():
@@ -49,6 +57,6 @@ def test_unknown_config_key_lists_the_known_ones():
 
 
 def test_config_classes_are_frozen():
-    for _, config_class in MODELS.values():
+    for config_class, _ in MODELS.values():
         with pytest.raises(dataclasses.FrozenInstanceError):
             config_class().levels = 3

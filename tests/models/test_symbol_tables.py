@@ -11,7 +11,8 @@ import torch
 from bitstream.coder import StreamReader, StreamWriter
 from bitstream.engines.reference import ReferenceEngine
 from bitstream.tables import MASTER_BITS, SCALES, SYMBOL_MAX, gaussian_master, master_from_mass
-from models.quantise import PREFIX, calibrate, load_entropy, quantise
+from models.entropy_tensors import PREFIX, load_entropy
+from models.quantise import calibrate, quantise
 from models.symbol_tables import count_symbols, fit_rows, symbol_rows
 
 SIGMA = 0.11 * (256 / 0.11) ** (np.arange(SCALES) / (SCALES - 1))

@@ -7,8 +7,10 @@ import torch
 
 from bitstream.grid import Rect, cut
 from models.inference import MixedPrecision
+from models.program import Block, Operation
 from models.registry import MODELS, build
 from models.runtime import STRIDE_Y, LoadedModel
+from models.tracing import trace_layers
 from models.windows import Span, margins
 
 CPU = torch.device("cpu")
@@ -32,6 +34,11 @@ def latents(model):
     """Random latents of a picture."""
     m = model.config.M
     return torch.randn(1, m, SIZE[0] // 16, SIZE[1] // 16, generator=torch.Generator().manual_seed(0))
+
+
+def transform_of(network, part):
+    """Return g_a or g_s of a float network, ready."""
+    return MixedPrecision(trace_layers(getattr(network, part), part), network.state_dict(), CPU, torch.float32)
 
 
 def close(a, b):
@@ -81,7 +88,7 @@ def test_networks_of_full_depth_see_no_further_than_their_margin(name, part):
     for parameter in layers.parameters():
         if not parameter.any():  # a layer that starts at zero would see nothing
             torch.nn.init.normal_(parameter, std=0.1)
-    transform = MixedPrecision(layers, CPU, torch.float32)
+    transform = transform_of(network, part)
     grid, channels = (1, network.cfg.M) if part == "g_s" else (16, 3)
     size = 2 * transform.margin + 4 * grid
     x = torch.randn(1, channels, size, 2 * grid)
@@ -101,10 +108,31 @@ def test_networks_of_full_depth_see_no_further_than_their_margin(name, part):
 def test_margins_of_the_models(name, expected):
     """Pixels of g_a and positions of g_s: wider would be slower."""
     network = build(name, {})
-    assert tuple(MixedPrecision(part, CPU, torch.float32).margin for part in (network.g_a, network.g_s)) == expected
+    assert tuple(transform_of(network, part).margin for part in ("g_a", "g_s")) == expected
 
 
 def test_margins_end_with_zero(model):
     for part in (model.g_a, model.g_s):
-        assert margins(part.layers)[-1] == 0
+        assert margins(part.program)[-1] == 0
         assert part.margin > 0
+
+
+def conv(inputs, kernel, stride=1):
+    return Operation("conv2d", inputs, "g_a.0", kernel, stride, kernel // 2)
+
+
+def test_the_margin_is_that_of_the_longest_path():
+    short = Block((conv((0,), 1), conv((0,), 3), Operation("add", (1, 2))))
+    long = Block((conv((0,), 1), conv((0,), 5), conv((2,), 3), Operation("add", (3, 1))))
+    assert margins((short,)) == [1, 0]
+    assert margins((long, short)) == [4, 1, 0]
+    assert margins((long, Block((conv((0,), 3, stride=2),)))) == [4, 2, 0]  # windows begin at even positions; 1 is seen
+
+
+def test_a_block_has_one_scale():
+    up = Block(
+        (Operation("pixel_shuffle", (0,), factor=2), Operation("pixel_shuffle", (0,), factor=2), Operation("add", (1, 2)))
+    )
+    assert up.scale == (2, 1)
+    assert Block((conv((0,), 3, stride=2), Operation("pixel_shuffle", (1,), factor=4))).scale == (2, 1)
+    assert Block((Operation("pixel_unshuffle", (0,), factor=8),)).scale == (1, 8)

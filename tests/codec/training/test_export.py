@@ -16,9 +16,12 @@ from codec import Codec, release  # noqa: E402
 from codec.cli import main  # noqa: E402
 from codec.training import export  # noqa: E402
 from codec.training.export import export_state  # noqa: E402
+from models import program  # noqa: E402
+from models.checkpoint import load_checkpoint  # noqa: E402
 from models.manifest import tomllib  # noqa: E402
 from models.registry import build  # noqa: E402
 from models.runtime import LoadedModel  # noqa: E402
+from models.tracing import trace  # noqa: E402
 
 
 @pytest.fixture
@@ -49,6 +52,11 @@ def test_export_writes_a_checkpoint_that_codes(exported, picture):
         assert decoded.shape == pixels.shape
         assert np.abs(decoded - pixels).mean() < 40
         assert len(small) < len(large)
+
+
+def test_export_stores_what_the_transforms_compute(exported):
+    checkpoint = load_checkpoint(exported[0] / "tiny.safetensors")
+    assert checkpoint.transforms == program.pack(trace(build(checkpoint.model, checkpoint.config)))
 
 
 def test_export_writes_the_manifest_row_that_it_prints(exported):

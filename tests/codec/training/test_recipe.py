@@ -19,7 +19,7 @@ def test_every_model_has_a_recipe_that_builds_it(name):
     recipe = Recipe.of_model(name)
     assert (recipe.model, recipe.crop % 64) == (name, 0)
     model = build(recipe.model, recipe.config)
-    assert type(model) is MODELS[name][0]
+    assert type(model.cfg) is MODELS[name][0]
 
 
 def test_shipped_recipes_are_those_of_the_models_and_their_variants():

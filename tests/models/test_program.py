@@ -1,0 +1,321 @@
+"""The programs of a checkpoint: what the networks compute, bit for bit; read strictly; run without CompressAI."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from compressai.layers import GDN, AttentionBlock
+from PIL import Image
+from torch import nn
+
+from bitstream.errors import CheckpointError
+from models import program
+from models.checkpoint import load_checkpoint, save_checkpoint
+from models.configs import SwiftConfig
+from models.inference import MixedPrecision
+from models.layers import Float32
+from models.operations import ReadyBlock, Weights, _blocked_gdn
+from models.program import Block, Operation
+from models.registry import MODELS, build
+from models.runtime import LoadedModel, config_of, load_network, programs_of
+from models.tracing import PARTS, trace, trace_layers
+
+ROOT = Path(__file__).resolve().parents[2]
+CPU = torch.device("cpu")
+KINDS = [*MODELS, "crossed"]
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def checkpoint(request, golden):
+    """Each tiny checkpoint; they are older than programs."""
+    return load_checkpoint(golden / f"tiny-{request.param}.safetensors")
+
+
+@pytest.fixture(scope="module")
+def programs(checkpoint):
+    """Its programs, packed as a newer checkpoint has them."""
+    assert checkpoint.transforms is None
+    return program.pack(programs_of(checkpoint, config_of(checkpoint)))
+
+
+@pytest.fixture
+def swift(tiny_checkpoint):
+    """The tiny checkpoint, with its programs as plain JSON that may be changed."""
+    checkpoint = load_checkpoint(tiny_checkpoint)
+    packed = program.pack(programs_of(checkpoint, config_of(checkpoint)))
+    return dataclasses.replace(checkpoint, transforms=json.loads(json.dumps(packed)))
+
+
+def module_path(layers, x, dtype):
+    """Run the layers of a network one by one: Float32 ones as they are, the others in a type; GDN with float32 constants."""
+    x = x.contiguous(memory_format=torch.channels_last)
+    for layer in layers:
+        if isinstance(layer, nn.Sequential):
+            x = module_path(layer, x, dtype)
+        elif isinstance(layer, Float32):
+            x = copy.deepcopy(layer)(x.float())
+        elif isinstance(layer, GDN):
+            beta, gamma = layer.beta_reparam(layer.beta), layer.gamma_reparam(layer.gamma).T.contiguous()
+            x = _blocked_gdn(x.to(dtype), gamma=gamma.to(dtype), beta=beta.to(dtype), inverse=layer.inverse, overwrite=False)
+        else:
+            x = copy.deepcopy(layer).to(memory_format=torch.channels_last).to(dtype)(x.to(dtype))
+    return x
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_programs_compute_what_the_networks_do(checkpoint, dtype):
+    """Bit for bit, but for forms that sum in another order: transposed convolutions to few channels, GDN inside of blocks."""
+    network = load_network(checkpoint).eval().requires_grad_(False)
+    loaded = LoadedModel(checkpoint, CPU, dtype=dtype, encode_dtype=dtype)
+    generator = torch.Generator().manual_seed(0)
+    shapes = {"g_a": (3, 128, 192), "g_s": (loaded.config.M, 8, 12), "h_a": (loaded.config.M, 8, 12)}
+    for part in PARTS if loaded.h_a is not None else PARTS[:2]:
+        x = torch.rand(1, *shapes[part], generator=generator)
+        before = x.clone()
+        with torch.inference_mode():
+            found, expected = getattr(loaded, part)(x), module_path(getattr(network, part), x, dtype).float()
+        assert torch.equal(x, before)  # the input is the caller's
+        last = list(getattr(network, part))[-1]
+        if isinstance(last, nn.ConvTranspose2d) or (checkpoint.model == "attention" and part != "h_a"):
+            assert (found - expected).abs().max() < (0.04 if dtype is torch.bfloat16 else 1e-5) * expected.abs().max()
+        else:
+            assert torch.equal(found, expected)
+
+
+def test_a_checkpoint_with_programs_codes_as_one_without(checkpoint, programs, tmp_path, tensor):
+    path = tmp_path / "new.safetensors"
+    facts = {key: getattr(checkpoint, key) for key in ("model", "config", "tensors", "constants_crc")}
+    save_checkpoint(path, **facts, transforms=programs)
+    new, old = LoadedModel(load_checkpoint(path), CPU), LoadedModel(checkpoint, CPU)
+    assert (new.g_a.program, new.g_s.program) == (old.g_a.program, old.g_s.program)
+    with torch.inference_mode():
+        assert torch.equal(new.analyse(tensor(70, 90))[0], old.analyse(tensor(70, 90))[0])
+
+
+def test_what_is_packed_is_read_again(checkpoint, programs):
+    hyper = bool(config_of(checkpoint).layout().hyper)
+    read = program.unpack(json.loads(json.dumps(programs)), hyper=hyper)
+    assert program.pack(read) == programs
+    assert read == programs_of(checkpoint, config_of(checkpoint))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_networks_of_full_depth_have_programs_that_fit(name):
+    network = build(name)
+    program.check(trace(network), network.state_dict(), network.cfg.M, network.cfg.N)
+
+
+def test_imported_variants_have_programs_that_fit(small_network):
+    program.check(trace(small_network), small_network.state_dict(), small_network.cfg.M, small_network.cfg.N)
+
+
+# --- values are overwritten only where nobody reads them any more
+
+
+def run(block, x, owned=False):
+    """Run operations without weights on x."""
+    return ReadyBlock(block, Weights({}, CPU, torch.float32), owned=owned)(x)
+
+
+@pytest.mark.parametrize("kind", ["relu", "sigmoid", "leaky_relu"])
+@pytest.mark.parametrize("owned", [False, True])
+def test_an_input_that_is_used_again_is_kept(kind, owned):
+    x = torch.linspace(-2, 2, 16).reshape(1, 4, 2, 2)
+    function = {"relu": torch.relu, "sigmoid": torch.sigmoid, "leaky_relu": lambda t: nn.functional.leaky_relu(t, 0.5)}[kind]
+    block = Block(
+        (Operation(kind, (0,), slope=0.5), Operation("mul", (1, 0)), Operation("add", (1, 2)), Operation("add", (3, 3)))
+    )
+    assert torch.equal(run(block, x.clone(), owned), 2 * (function(x) + function(x) * x))
+
+
+def test_a_view_of_the_callers_input_is_not_overwritten():
+    x = torch.full((1, 4, 1, 1), -1.0)
+    before = x.clone()
+    out = run(Block((Operation("pixel_shuffle", (0,), factor=2), Operation("relu", (1,)))), x)
+    assert torch.equal(x, before)
+    assert not out.any()
+
+
+# --- the forms of a GPU, computed here
+
+
+class OnGpu(Weights):
+    """Weights that say they are on a GPU, and are not."""
+
+    def exact(self, name):
+        """Return a tensor of the CPU."""
+        return self._tensors[name].float()
+
+
+@pytest.mark.parametrize(
+    "layer", [GDN(6), GDN(6, inverse=True), nn.ConvTranspose2d(6, 3, 5, stride=2, padding=2, output_padding=1)]
+)
+def test_both_forms_compute_the_layer(layer):
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.add_(0.1 * torch.rand_like(parameter))
+    (block,) = trace_layers(nn.Sequential(layer), "g_s")
+    tensors = {f"g_s.0.{name}": tensor for name, tensor in layer.state_dict().items()}
+    x = torch.randn(1, 6, 9, 7).contiguous(memory_format=torch.channels_last)
+    with torch.inference_mode():
+        expected = layer(x)
+        for weights in (OnGpu(tensors, torch.device("cuda"), torch.float32), Weights(tensors, CPU, torch.float32)):
+            torch.testing.assert_close(ReadyBlock(block, weights, owned=False)(x), expected)
+
+
+# --- what tracing has no word for
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Conv2d(2, 2, 3, padding=1, groups=2),
+        nn.Conv2d(2, 2, 3, padding=1, bias=False),
+        nn.Conv2d(2, 2, 3, padding=1, padding_mode="reflect"),
+        nn.Conv2d(2, 2, (3, 1), padding=(1, 0)),
+        nn.BatchNorm2d(2),
+        nn.GELU(),
+    ],
+)
+def test_a_layer_without_an_operation_is_an_error(layer):
+    with pytest.raises(ValueError, match=r"^g_a\.0: no operation of a program stands for"):
+        trace_layers(nn.Sequential(layer), "g_a")
+
+
+def test_a_block_is_traced_with_the_names_of_its_tensors():
+    (block,) = trace_layers(nn.Sequential(Float32(AttentionBlock(4))), "g_s")
+    assert block.float32
+    names = {operation.name for operation in block.operations if operation.name}
+    assert "g_s.0.module.conv_b.2.conv.4" in names
+    assert [operation.kind for operation in block.operations[-3:]] == ["sigmoid", "mul", "add"]
+    assert block.operations[-1].inputs[1] == 0  # the shortcut
+
+
+# --- hostile programs
+
+
+def first(packed, kind, part="g_a"):
+    """Return the first operation of a kind."""
+    return next(op for block in packed[part] for op in block["ops"] if op["op"] == kind)
+
+
+HOSTILE = {
+    "no g_s": (lambda p: p.pop("g_s"), "transforms are .* expected"),
+    "another part": (lambda p: p.update(h_s=p["g_s"]), "transforms are .* expected"),
+    "blocks are none": (lambda p: p.update(g_a={}), "g_a is no list of 1"),
+    "no blocks": (lambda p: p.update(g_a=[]), "g_a is no list of 1"),
+    "very many blocks": (lambda p: p.update(g_a=p["g_a"] * 100), "g_a is no list of 1"),
+    "a block is a list": (lambda p: p["g_a"].insert(0, []), "g_a, block 0 is not a block"),
+    "float32 is 1": (lambda p: p["g_a"][1].update(float32=1), "g_a, block 1 is not a block"),
+    "no operations": (lambda p: p["g_a"][1].update(ops=[]), "g_a, block 1 has no list of 1"),
+    "very many operations": (lambda p: p["g_a"][3].update(ops=p["g_a"][3]["ops"] * 20), "block 3 has no list of 1"),
+    "an unknown operation": (lambda p: p["g_a"][1]["ops"][0].update(op="eval"), "operation 1 is 'eval', not in conv2d"),
+    "an operation without a name": (lambda p: p["g_a"][1]["ops"][0].update(op=None), "operation 1 is 'None', not in"),
+    "an operation is a number": (lambda p: p["g_a"][1].update(ops=[3]), "operation 1 is 'None', not in"),
+    "a key is missing": (lambda p: first(p, "conv2d").pop("stride"), "conv2d. has the keys"),
+    "a key too many": (lambda p: first(p, "conv2d").update(groups=2), "conv2d. has the keys"),
+    "it takes its own value": (lambda p: first(p, "relu").update({"in": [2]}), "relu. takes .* expected 1 of the values"),
+    "it takes a later value": (lambda p: first(p, "conv2d").update({"in": [9]}), "takes .* expected 1 of the values"),
+    "it takes a negative value": (lambda p: first(p, "relu").update({"in": [-1]}), "takes .* expected 1 of the values"),
+    "it takes true": (lambda p: first(p, "relu").update({"in": [True]}), "takes .* expected 1 of the values"),
+    "a sum of one": (lambda p: first(p, "add").update({"in": [5]}), "add. takes .* expected 2 of the values"),
+    "a value is not used": (lambda p: first(p, "relu").update({"in": [0]}), "does not use its value 1"),
+    "a name is a number": (lambda p: first(p, "conv2d").update(name=3), "has name '3'"),
+    "a stride of 0": (lambda p: first(p, "conv2d").update(stride=0), "has stride '0'"),
+    "a huge factor": (lambda p: first(p, "pixel_unshuffle").update(factor=2**40), "has factor"),
+    "a factor of 1": (lambda p: first(p, "pixel_unshuffle").update(factor=1), "has factor '1'"),
+    "padding is 1.0": (lambda p: first(p, "conv2d").update(padding=1.0), "has padding '1.0'"),
+    "tensors of another part": (lambda p: first(p, "conv2d").update(name="g_s.tail"), "has tensors of another part"),
+    "integers as weights": (lambda p: first(p, "conv2d").update(name="g_a.integers"), "is torch.int8, expected floats"),
+    "a tensor is missing": (lambda p: first(p, "conv2d").update(name="g_a.none"), "tensor g_a.none.weight is missing"),
+    "another kernel": (lambda p: first(p, "conv2d").update(kernel=3, padding=1), "does not fit 192 channels"),
+    "no padding": (lambda p: p["g_a"][3]["ops"][2].update(padding=0), "does not fit"),
+    "a stride that sides cannot have": (lambda p: first(p, "conv2d").update(stride=4), "does not fit"),
+    "another factor": (lambda p: first(p, "pixel_unshuffle").update(factor=4), "does not fit"),
+    "a factor that sides cannot have": (lambda p: first(p, "pixel_unshuffle").update(factor=3), "does not fit"),
+    "a sum of other sizes": (lambda p: p["g_a"][3]["ops"][-1].update({"in": [5, 1]}), "add. does not fit"),
+    "another output": (lambda p: p["h_a"].pop(), "h_a makes 16 channels, sides multiples of 2; expected 16, 1"),
+    "lap among others": (lambda p: p["g_a"][0]["ops"].append({"op": "relu", "in": [1]}), "lap. is not alone in its block"),
+    "lap where sides are odd": (lambda p: p["g_s"].insert(0, p["g_s"][-1]), "does not fit"),
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_a_program_that_is_damaged_is_refused(swift, case):
+    damage, message = HOSTILE[case]
+    damage(swift.transforms)
+    integers = {"g_a.integers.weight": torch.zeros(24, 192, 1, 1, dtype=torch.int8)}
+    swift = dataclasses.replace(swift, tensors=swift.tensors | integers)
+    with pytest.raises(CheckpointError, match=message):
+        LoadedModel(swift, CPU)
+
+
+@pytest.mark.parametrize("slope", [float("nan"), float("inf"), -0.5, 2.0, 0, True, "0.01"])
+def test_a_slope_that_cannot_be_is_refused(slope):
+    block = {"float32": False, "ops": [{"op": "leaky_relu", "in": [0], "slope": slope}]}
+    with pytest.raises(CheckpointError, match="leaky_relu. has slope"):
+        program.unpack({"g_a": [block], "g_s": [block]}, hyper=False)
+
+
+@pytest.mark.parametrize("transforms", ["[]", "3", '"g_a"'])
+def test_transforms_that_are_no_object_are_refused(tiny_checkpoint, tmp_path, transforms):
+    old = load_checkpoint(tiny_checkpoint)
+    facts = {key: getattr(old, key) for key in ("model", "config", "tensors", "constants_crc")}
+    save_checkpoint(tmp_path / "a.safetensors", **facts, transforms=json.loads(transforms))
+    with pytest.raises(CheckpointError, match="its transforms are"):
+        load_checkpoint(tmp_path / "a.safetensors")
+
+
+def test_a_transposed_convolution_doubles_sides_exactly():
+    weight = {"g_s.0.weight": torch.zeros(4, 3, 5, 5), "g_s.0.bias": torch.zeros(3)}
+    deconv = Operation("conv_transpose2d", (0,), "g_s.0", kernel=5, stride=2, padding=2, output_padding=1)
+    up = Block((Operation("pixel_shuffle", (0,), factor=8),))
+    program.check({"g_s": (up, Block((deconv,)))}, weight, 256, 8)
+    with pytest.raises(CheckpointError, match="does not fit"):
+        program.check({"g_s": (up, Block((dataclasses.replace(deconv, output_padding=0),)))}, weight, 256, 8)
+
+
+def test_growing_beyond_the_picture_is_refused():
+    up = Block((Operation("pixel_shuffle", (0,), factor=16),))
+    program.check({"g_s": (up,)}, {}, 3 * 16**2, 8)
+    with pytest.raises(CheckpointError, match="block 1, operation 1 .* does not fit 768 channels, sides multiples of 16"):
+        program.check({"g_s": (up, up)}, {}, 3 * 16**4, 8)
+
+
+# --- coding imports neither CompressAI nor what it brings along
+
+UNUSED = ("compressai", "torch_geometric", "torchvision", "torch._dynamo", "scipy", "pytorch_msssim", "rich")
+
+
+def test_coding_in_a_fresh_process_imports_no_compressai(swift, tmp_path, picture):
+    """Encoding first, then decoding in a process of its own, by the command line."""
+    path = tmp_path / "swift.safetensors"
+    facts = {key: getattr(swift, key) for key in ("model", "config", "tensors", "constants_crc", "transforms")}
+    save_checkpoint(path, **facts)
+    Image.fromarray(picture(20, 37)).save(tmp_path / "in.png")
+    code = (
+        "import sys; from codec.cli import main; main(sys.argv[1:], standalone_mode=False); "
+        f"print(*[name for name in {UNUSED!r} if name in sys.modules], end='')"
+    )
+    for command in (["encode", "in.png", "a.lic"], ["decode", "a.lic", "out.png"]):
+        done = subprocess.run(
+            [sys.executable, "-c", code, *command, "--model", str(path), "--device", "cpu"],
+            capture_output=True, text=True, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, timeout=100,
+        )  # fmt: skip
+        assert (done.returncode, done.stdout) == (0, ""), done.stdout + done.stderr
+    assert Image.open(tmp_path / "out.png").size == (37, 20)
+
+
+def test_an_unused_config_does_not_matter_to_a_program(swift):
+    """The widths of the layers are those of the tensors: config has what the entropy path needs."""
+    wide = dataclasses.replace(swift, config=swift.config | {"C": SwiftConfig.C})
+    assert isinstance(LoadedModel(wide, CPU).g_a, MixedPrecision)
