@@ -1,6 +1,7 @@
 """Pictures in and out: files, PIL images and arrays to (H, W, 3) uint8, alpha and metadata, and back.
 
-What is lost on the way in is a warning that names it (``strict``: an error); nothing is dropped in silence.
+What the picture loses on the way in is a warning that names it (``strict``: an error). Texts, resolution and IPTC data are
+not a part of it, and are left behind.
 """
 
 from __future__ import annotations
@@ -94,33 +95,41 @@ def load(
     try:
         if isinstance(source, Image.Image):
             limits.check_size(*source.size)
-            picture, losses = _from_pil(source, b"")
+            picture, losses = _from_pil(source, _head_of(source), strip)
         else:
             file = open(source, "rb") if isinstance(source, str | PathLike) else _as_file(source)
             with file if named else nullcontext(file), _open(file) as image:
                 limits.check_size(*image.size)  # before the pixels are read
-                picture, losses = _from_pil(image, _head(file))
+                picture, losses = _from_pil(image, _head(file), strip)
     except UnidentifiedImageError as error:
         raise ImageError(f"{name}: not a picture that Pillow can read: give a PNG, JPEG, WebP, TIFF or BMP file") from error
     except _Refused as error:
         raise ImageError(f"{name}: {error}") from error
     except _DAMAGE as error:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        if "MAX_TEXT_CHUNK" in reason or "MAX_TEXT_MEMORY" in reason:
+            reason = "a profile or text of more than a megabyte, which Pillow does not read in a PNG: remove it first"
         raise ImageError(f"{name}: cannot be read ({reason})") from error
     if losses and strict:
         cure = "leave it away, or convert the picture first"
         raise ImageError(f"{name}: {losses[0]}; --strict (strict=True) allows no loss: {cure}")
     for loss in losses:
         warnings.warn(f"{name}: {loss}", UserWarning, stacklevel=3)
-    return replace(picture, metadata=Metadata(icc=picture.metadata.icc)) if strip else picture
+    return picture
 
 
 class _Refused(Exception):
     """Why a picture cannot be stored, not yet its name."""
 
 
-def _as_file(source: bytes | BinaryIO) -> BinaryIO:
-    return io.BytesIO(source) if isinstance(source, bytes) else source
+def _as_file(source: Any) -> BinaryIO:
+    """Return bytes, or what cannot seek, as a file in memory. Raises _Refused for what is no source of a picture."""
+    if isinstance(source, bytes | bytearray | memoryview):
+        return io.BytesIO(source)
+    if not hasattr(source, "read"):
+        kind = type(source).__name__
+        raise _Refused(f"this is of type {kind}, expected a path, bytes, an open file, a PIL image or an array")
+    return source if source.seekable() else io.BytesIO(source.read())
 
 
 def _open(file: BinaryIO) -> Image.Image:
@@ -150,17 +159,23 @@ def _from_array(array: NDArray[np.generic]) -> Picture:
     return Picture(np.ascontiguousarray(pixels, dtype=np.uint8), gray, alpha)
 
 
-def _from_pil(image: Image.Image, head: bytes) -> tuple[Picture, list[str]]:
+def _from_pil(image: Image.Image, head: bytes, strip: bool) -> tuple[Picture, list[str]]:
     """Return the picture, and what is lost. Raises _Refused, or what Pillow raises."""
     if problem := conversion.refusal(image):
         raise _Refused(problem)
-    deep = conversion.is_deep(image, head)
+    lies = conversion.Stored.of(image, head)
     losses = _further_pictures(image)
     orientation = _orientation(image)  # reads to the end of a PNG, where more metadata may be
-    stored = metadata.read(image)
+    stored, unread = metadata.read(image)
     if orientation is None:
-        losses.append("the EXIF data cannot be read: it is stored as it is, an orientation is not applied")
-    converted, lost, drops_profile = conversion.convert(image, head, deep=deep)
+        losses.append(
+            f"the EXIF data cannot be read: {'' if strip else 'it is stored as it is, '}an orientation is not applied"
+        )
+    if strip:
+        stored = Metadata(icc=stored.icc)
+    elif orientation is not None:
+        losses += unread
+    converted, lost, drops_profile = conversion.convert(image, lies)
     if orientation in _TURNS:
         converted, stored = converted.transpose(_TURNS[orientation]), metadata.upright(stored)
     if drops_profile:
@@ -193,7 +208,7 @@ def _further_pictures(image: Image.Image) -> list[str]:
     if image.format == "MPO" and count > 1:
         return ["further pictures of a multi-picture file are not stored"]
     if getattr(image, "is_animated", False):
-        return [f"of an animation (or pages) of {count} frames the first is stored"]
+        return [f"of an animation (or pages) of {count} frames number {image.tell() + 1} is stored"]
     return []
 
 
@@ -206,7 +221,16 @@ def _orientation(image: Image.Image) -> int | None:
         return None
 
 
-def _head(file: BinaryIO) -> bytes:
+def _head_of(image: Image.Image) -> bytes:
+    """Return the beginning of the file of a picture that is opened and not yet loaded, else nothing."""
+    file = getattr(image, "fp", None)
+    try:
+        return _head(file) if file is not None and file.seekable() else b""
+    except (ValueError, OSError):  # it is closed
+        return b""
+
+
+def _head(file: Any) -> bytes:
     """Return the beginning of a file; its position stays what it is."""
     place = file.tell()
     file.seek(0)
@@ -248,11 +272,11 @@ def pack(image: Image.Image, kind: str, name: str) -> bytes:
     """
     if image.mode in ("RGBA", "LA") and kind not in _ALPHA:
         raise ImageError(f"{name}: {kind} keeps no alpha channel, the picture has one: name it .png")
-    options, lost = metadata.save_options(image.info, kind)
     buffer = io.BytesIO()
     try:
+        options, lost = metadata.save_options(image.info, kind)
         image.save(buffer, format=kind, **_SAVE_OPTIONS.get(kind, {}), **options)
-    except (OSError, ValueError, KeyError, OverflowError, TypeError, SyntaxError, struct.error) as error:
+    except (*_DAMAGE, OverflowError) as error:
         raise ImageError(f"{name}: cannot be written as {kind} ({error}): name it .png") from error
     if kind not in _LOSSLESS:
         warnings.warn(f"{name}: {kind} does not keep the decoded pixels exactly: name it .png for that", stacklevel=2)

@@ -18,34 +18,49 @@ from bitstream.chunks import Metadata
 _EXIF_HEAD = b"Exif\0\0"  # of EXIF data in a JPEG; what follows is a TIFF structure
 _XMP_ORIENTATION = re.compile(rb'(tiff:Orientation(?:="|>))[2-8]')
 _SHORT = 3  # TIFF's type of 16 bits
-_TIFF_TAGS = (  # of a TIFF file that are about the picture, not about how the file is built
-    "ImageDescription", "Make", "Model", "Software", "DateTime", "Artist", "HostComputer", "Copyright", "Rating",
+_BUILT = frozenset(  # TIFF tags that say how a file is built, and what is stored elsewhere
+    (*range(254, 260), *range(262, 269), *range(273, 285), *range(288, 293), 296, 297, 301, *range(317, 348), *range(512, 533),
+     700, 32997, 33723, 34377, 34675, 37724, *range(50706, 51200))
 )  # fmt: skip
-_STORE_EXIF = {"PNG", "JPEG", "WEBP", "AVIF", "MPO", "TIFF"}
-_STORE_XMP = {"PNG", "JPEG", "WEBP", "AVIF", "MPO", "TIFF"}  # PNG and TIFF by other options of Pillow's
-_STORE_ICC = {"PNG", "JPEG", "WEBP", "AVIF", "MPO", "TIFF", "JPEG2000"}
+_STORE_ICC = {"PNG", "JPEG", "WEBP", "AVIF", "MPO", "TIFF"}
+_STORE_EXIF = _STORE_XMP = _STORE_ICC
 _TIFF_XMP = 700  # the tag
 
 
-def read(image: Image.Image) -> Metadata:
-    """Return what a loaded picture has; bytes as they are in the file, EXIF data of a TIFF as a structure of its own."""
+def read(image: Image.Image) -> tuple[Metadata, list[str]]:
+    """Return what a loaded picture has, bytes as they are in the file, and what of it could not be read.
+
+    EXIF data of a TIFF, and what older programs keep in a text of a PNG, becomes a structure of its own.
+    """
+    losses = []
     exif = image.info.get("exif") or b""
-    if not exif and image.format == "TIFF" and len(kept := _about_the_picture(image.getexif())):
-        exif = kept.tobytes()
+    try:
+        if not exif and _has_other_exif(image):
+            found = image.getexif()
+            kept = _about_the_picture(found) if image.format == "TIFF" else found
+            exif = kept.tobytes() if len(kept) else b""
+    except Exception:  # whatever Pillow's reading and writing of damaged tags raises
+        losses.append("the EXIF data cannot be read: not stored")
     xmp = image.info.get("xmp") or b""
     parts = (image.info.get("icc_profile") or b"", exif, xmp.encode() if isinstance(xmp, str) else xmp)
     icc, exif, xmp = (bytes(part) for part in parts)
-    return Metadata(icc, exif.removeprefix(_EXIF_HEAD), xmp)
+    return Metadata(icc, exif.removeprefix(_EXIF_HEAD), xmp), losses
+
+
+def _has_other_exif(image: Image.Image) -> bool:
+    """Return whether EXIF data may be elsewhere than in ``info``; an orientation in XMP alone is none."""
+    made = image.format is None and not image.info.get("xmp")
+    return image.format == "TIFF" or "Raw profile type exif" in image.info or made
 
 
 def _about_the_picture(found: Image.Exif) -> Image.Exif:
     """Return the tags that are about the picture, not about how a TIFF file is built."""
     kept = Image.Exif()
-    for name in _TIFF_TAGS:
-        tag = ExifTags.Base[name]
-        if tag in found:
-            kept[tag] = found[tag]
-    for part in (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo):
+    parts = (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo)
+    for tag, value in found.items():
+        if tag not in _BUILT and tag not in parts:
+            kept[tag] = value
+    for part in parts:
         if tags := dict(found.get_ifd(part)):
             kept.get_ifd(part).update(tags)
             kept[part] = tags
@@ -66,10 +81,10 @@ def _reset(exif: bytes) -> bytes:
     if start + 2 > len(exif):
         return exif
     (count,) = struct.unpack_from(order + "H", exif, start)
+    upright = struct.pack(order + "HHIHH", ExifTags.Base.Orientation, _SHORT, 1, 1, 0)
     for entry in range(start + 2, min(start + 2 + 12 * count, len(exif) - 11), 12):
-        tag, kind = struct.unpack_from(order + "HH", exif, entry)
-        if tag == ExifTags.Base.Orientation and kind == _SHORT:
-            return exif[: entry + 8] + struct.pack(order + "H", 1) + exif[entry + 10 :]
+        if struct.unpack_from(order + "H", exif, entry)[0] == ExifTags.Base.Orientation:  # of any type: readers take them all
+            exif = exif[:entry] + upright + exif[entry + 12 :]
     return exif
 
 
@@ -88,13 +103,12 @@ def save_options(info: Mapping[Any, Any], kind: str) -> tuple[dict[str, Any], li
             options[key] = info[key]
         elif info.get(key):
             lost.append(name)
+    if kind == "PNG" and len(options.get("icc_profile", b"")) > PngImagePlugin.MAX_TEXT_CHUNK:  # Pillow would not read it
+        options["icc_profile"] = None
+        lost.append("an ICC profile of more than a megabyte")
     xmp = info.get("xmp")
     if kind == "TIFF" and (xmp or "exif" in options):
-        exif = Image.Exif()
-        exif.load(options.get("exif", b""))
-        options["exif"] = _about_the_picture(exif)
-        if xmp:
-            options["exif"][_TIFF_XMP] = xmp
+        options["exif"] = _exif_for_tiff(options.get("exif", b""), xmp, lost)
     elif xmp and kind == "PNG":
         options["pnginfo"] = PngImagePlugin.PngInfo()
         options["pnginfo"].add_itxt("XML:com.adobe.xmp", xmp)
@@ -103,3 +117,19 @@ def save_options(info: Mapping[Any, Any], kind: str) -> tuple[dict[str, Any], li
     elif xmp:
         lost.append("XMP data")
     return options, lost
+
+
+def _exif_for_tiff(data: bytes, xmp: bytes | None, lost: list[str]) -> Image.Exif:
+    """Return the tags of a TIFF file; those of damaged EXIF data are ``lost``."""
+    kept = Image.Exif()
+    try:
+        found = Image.Exif()
+        found.load(data)
+        kept = _about_the_picture(found)
+        kept.tobytes()
+    except Exception:  # whatever Pillow's reading and writing of damaged tags raises
+        kept = Image.Exif()
+        lost.append("damaged EXIF data")
+    if xmp:
+        kept[_TIFF_XMP] = xmp
+    return kept

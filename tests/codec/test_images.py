@@ -45,14 +45,20 @@ def animation(path, **options):
 
 
 CONVERTED = {  # what warns, and of what
-    "16-bit gray": (lambda p: save(Image.fromarray(np.full((4, 4), 999, np.uint16)), p / "a.png"), "of 16 bits a channel"),
-    "16-bit RGB PNG": (lambda p: png_16_bit_rgb(p / "a.png"), "of more than 8 bits a channel"),
-    "CMYK": (lambda p: save(Image.new("CMYK", (4, 4)), p / "a.jpg"), r"CMYK is converted to sRGB \(without a profile"),
+    "16-bit gray": (
+        lambda p: save(Image.fromarray(np.full((4, 4), 999, np.uint16)), p / "a.png"),
+        "more than 8 bits a channel are rounded",
+    ),
+    "16-bit RGB PNG": (lambda p: png_16_bit_rgb(p / "a.png"), "more than 8 bits a channel are cut"),
+    "CMYK": (
+        lambda p: save(Image.new("CMYK", (4, 4)), p / "a.jpg"),
+        r"CMYK is converted to sRGB \(without a profile that fits",
+    ),
     "LAB": (lambda p: save(Image.new("LAB", (4, 4)), p / "a.tif"), "CIELAB is converted to sRGB"),
-    "animated GIF": (lambda p: animation(p / "a.gif"), "of an animation .* of 3 frames the first is stored"),
-    "animated PNG": (lambda p: animation(p / "a.png"), "of 3 frames the first"),
-    "animated WebP": (lambda p: animation(p / "a.webp", lossless=True), "of 3 frames the first"),
-    "TIFF of many pages": (lambda p: animation(p / "a.tif"), r"of an animation \(or pages\) of 3 frames the first"),
+    "animated GIF": (lambda p: animation(p / "a.gif"), "of an animation .* of 3 frames number 1 is stored"),
+    "animated PNG": (lambda p: animation(p / "a.png"), "of 3 frames number 1"),
+    "animated WebP": (lambda p: animation(p / "a.webp", lossless=True), "of 3 frames number 1"),
+    "TIFF of many pages": (lambda p: animation(p / "a.tif"), r"of an animation \(or pages\) of 3 frames number 1"),
     "MPO": (lambda p: animation(p / "a.mpo"), "further pictures of a multi-picture file"),
 }
 
@@ -93,14 +99,14 @@ def test_a_transparent_value_of_16_bits_is_found(tmp_path):
 @pytest.mark.parametrize(("mode", "name"), [("I", "a.tif"), ("F", "a.tif")])
 def test_32_bits_a_channel_are_refused(tmp_path, mode, name):
     path = save(Image.new(mode, (4, 4)), tmp_path / name)
-    with pytest.raises(ImageError, match=f"{mode} pixels of 32 bits have no known range: scale them"):
+    with pytest.raises(ImageError, match="have no known white: scale them to 8 or 16 bits"):
         images.load(path)
 
 
 def test_cmyk_goes_by_its_profile(tmp_path):
-    """No CMYK profile is at hand: a broken one is as none, and of neither anything is stored."""
+    """No CMYK profile is at hand: a broken one is as none, and none is stored."""
     path = save(Image.new("CMYK", (4, 4), (255, 0, 0, 0)), tmp_path / "a.jpg", icc_profile=b"no profile")
-    with pytest.warns(UserWarning, match=r"CMYK is converted to sRGB \(by its ICC profile\)"):
+    with pytest.warns(UserWarning, match=r"CMYK is converted to sRGB \(without a profile that fits"):
         loaded = images.load(path)
     assert loaded.metadata == Metadata()
     assert loaded.pixels[0, 0, 0] < 30 < loaded.pixels[0, 0, 1]
@@ -132,12 +138,12 @@ def test_a_colour_space_by_code_is_named(tmp_path, code, told):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         images.load(path)
-    assert [f"primaries {code} of ITU-T H.273" in str(warning.message) for warning in caught] == [True] * told
+    assert [f"primaries {code}, transfer 13 of ITU-T H.273" in str(warning.message) for warning in caught] == [True] * told
 
 
 def test_16_bit_ppm_is_named(tmp_path):
     (tmp_path / "a.ppm").write_bytes(b"P6\n2 2\n65535\n" + bytes(range(24)))
-    with pytest.warns(UserWarning, match="of more than 8 bits a channel the upper 8 are stored"):
+    with pytest.warns(UserWarning, match="more than 8 bits a channel are cut to 8"):
         images.load(tmp_path / "a.ppm")
 
 
@@ -154,7 +160,7 @@ def test_unsupported_modes_of_pil_images_are_refused(mode):
         image = Image.new(mode, (3, 3))
     except ValueError:
         pytest.skip("this Pillow has no such mode")
-    with pytest.raises(ImageError, match="image: .*(not supported|no known range)"):
+    with pytest.raises(ImageError, match="image: .*(not supported|no known white)"):
         images.load(image)
 
 
@@ -438,7 +444,7 @@ def test_jpeg2000_depth_is_read_from_its_header(tmp_path, picture):
     save(Image.fromarray(picture(32, 32)[:, :, 0].astype(np.uint16) * 256), tmp_path / "16.jp2")
     assert not conversion.is_deep_header((tmp_path / "8.jp2").read_bytes())
     assert conversion.is_deep_header((tmp_path / "16.jp2").read_bytes())
-    with pytest.warns(UserWarning, match="16 bits a channel|more than 8 bits a channel"):
+    with pytest.warns(UserWarning, match="more than 8 bits a channel"):
         images.load(tmp_path / "16.jp2")
     assert images.load(tmp_path / "8.jp2").pixels.shape == (32, 32, 3)
 
@@ -456,3 +462,112 @@ def test_avif_depth_is_read_from_its_header(tmp_path, picture):
 @pytest.mark.parametrize("head", [b"", b"av1C", b"av1C\x81", b"\xff\x4f\xff\x51" + b"\0" * 38])
 def test_a_header_that_ends_early_is_not_called_deep(head):
     assert not conversion.is_deep_header(head)
+
+
+def tiff(path, values, *, bits, photometric=1, extra=None):
+    """Write rows (h, w) or (h, w, c) of whole numbers as a TIFF of so many bits, 8, 12 or 16, as Pillow does not."""
+    values = np.asarray(values, np.uint16)
+    h, w, *rest = values.shape
+    if bits == 12:
+        a, b = values.reshape(h, -1, 2)[..., 0], values.reshape(h, -1, 2)[..., 1]
+        data = np.stack([a >> 4, (a & 15) << 4 | b >> 8, b & 255], axis=-1).astype(np.uint8).tobytes()
+    else:
+        data = values.astype("<u2" if bits == 16 else np.uint8).tobytes()
+    tags = [(256, 4, w), (257, 4, h), (258, 3, bits), (259, 3, 1), (262, 3, photometric), (273, 4, 0), (277, 3, *(rest or [1])),
+            (278, 4, h), (279, 4, len(data))]  # fmt: skip
+    if extra is not None:
+        tags.append((338, 3, extra))
+    where = 8 + 2 + 12 * len(tags) + 4
+    body = struct.pack("<2sHIH", b"II", 42, 8, len(tags))
+    for tag, kind, *value in tags:
+        number = where + 8 if tag == 273 else value[0]
+        count = rest[0] if tag == 258 and rest else 1
+        body += struct.pack("<HHII", tag, kind, count, where if count == 4 else number)
+    path.write_bytes(body + bytes(4) + struct.pack("<4H", *[bits] * 4) + data)
+    return path
+
+
+def test_12_bits_are_scaled_by_their_own_white(tmp_path):
+    with pytest.warns(UserWarning, match="more than 8 bits a channel are rounded to 8"):
+        loaded = images.load(tiff(tmp_path / "a.tif", [[4095, 2048, 0, 16]], bits=12))
+    assert loaded.pixels[0, :, 0].tolist() == [255, 128, 0, 1]
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.filterwarnings("ignore:.*rounded to 8")
+def test_min_is_white_is_turned_round(tmp_path, bits):
+    loaded = images.load(tiff(tmp_path / "a.tif", [[0, 2**bits - 1]], bits=bits, photometric=0))
+    assert loaded.pixels[0, :, 0].tolist() == [255, 0]
+
+
+def test_colours_multiplied_by_alpha_are_divided_with_a_word(tmp_path):
+    path = tiff(tmp_path / "a.tif", [[[10, 20, 5, 40]]], bits=8, photometric=2, extra=1)
+    with pytest.warns(UserWarning, match="colours that are multiplied by alpha are divided by it"):
+        loaded = images.load(path)
+    assert (loaded.pixels.tolist(), loaded.alpha.tolist()) == ([[[63, 127, 31]]], [[40]])
+
+
+def test_a_fourth_channel_of_unknown_meaning_is_left_away_with_a_word(tmp_path):
+    with pytest.warns(UserWarning, match="a channel of unknown meaning"):
+        loaded = images.load(tiff(tmp_path / "a.tif", [[[10, 20, 5, 40]]], bits=8, photometric=2, extra=0))
+    assert (loaded.pixels.tolist(), loaded.alpha) == ([[[10, 20, 5]]], None)
+
+
+@pytest.mark.parametrize(("white", "values"), [(65535, [255, 128, 0]), (1023, [255, 128, 0])])
+def test_pgm_of_more_than_8_bits(tmp_path, white, values):
+    samples = np.array([white, round(white * 128 / 255), 0], ">u2").tobytes()
+    (tmp_path / "a.pgm").write_bytes(b"P5\n3 1\n%d\n" % white + samples)
+    with pytest.warns(UserWarning, match="more than 8 bits a channel are rounded"):
+        assert images.load(tmp_path / "a.pgm").pixels[0, :, 0].tolist() == values
+
+
+def test_what_a_file_hides_is_seen_in_an_opened_picture_too(tmp_path):
+    with Image.open(png_16_bit_rgb(tmp_path / "a.png")) as image, pytest.warns(UserWarning, match="cut to 8"):
+        images.load(image)
+    info = PngImagePlugin.PngInfo()
+    info.add(b"cICP", bytes([1, 16, 0, 1]))  # primaries of sRGB, transfer PQ
+    path = save(Image.new("RGB", (4, 4)), tmp_path / "b.png", pnginfo=info, icc_profile=b"a profile")
+    with Image.open(path) as image, pytest.warns(UserWarning, match="primaries 1, transfer 16 of ITU-T H.273"):
+        images.load(image)
+
+
+def test_a_frame_that_was_chosen_is_stored(tmp_path):
+    with Image.open(animation(tmp_path / "a.png")) as image:
+        image.seek(2)
+        with pytest.warns(UserWarning, match="of 3 frames number 3 is stored"):
+            assert images.load(image).pixels[0, 0].tolist() == [0, 0, 255]
+
+
+@pytest.mark.parametrize("kind", [bytes, bytearray, memoryview, io.BytesIO])
+def test_bytes_and_files_are_read(tmp_path, picture, kind):
+    data = save(Image.fromarray(picture(9, 14)), tmp_path / "a.png").read_bytes()
+    assert np.array_equal(images.load(kind(data)).pixels, picture(9, 14))
+
+
+def test_a_pipe_is_read(tmp_path, picture):
+    class Pipe(io.BytesIO):
+        def seekable(self):
+            return False
+
+        def seek(self, *_):
+            raise io.UnsupportedOperation("seek")
+
+    data = save(Image.fromarray(picture(9, 14)), tmp_path / "a.png").read_bytes()
+    assert np.array_equal(images.load(Pipe(data)).pixels, picture(9, 14))
+
+
+@pytest.mark.parametrize("source", [None, 5, [1, 2]])
+def test_what_is_no_source_is_an_error(source):
+    with pytest.raises(ImageError, match=f"of type {type(source).__name__}, expected a path, bytes"):
+        images.load(source)
+
+
+def test_a_profile_that_pillow_does_not_read_in_a_png_is_told(tmp_path):
+    image = Image.new("RGB", (4, 4))
+    image.info["icc_profile"] = bytes(2 * 2**20)
+    with pytest.warns(UserWarning, match="PNG does not hold an ICC profile of more than a megabyte"):
+        data = images.pack(image, "PNG", "a.png")
+    assert images.load(data).metadata.icc == b""
+    image.save(tmp_path / "a.png", icc_profile=bytes(2 * 2**20))
+    with pytest.raises(ImageError, match="a profile or text of more than a megabyte.*remove it first"):
+        images.load(tmp_path / "a.png")

@@ -259,7 +259,7 @@ def test_warnings_are_in_the_rows(batch, source, tmp_path, recwarn):
     with Image.open(source / "a.png") as image:
         image.save(source / "a.png", save_all=True, append_images=[Image.new("RGB", image.size)])
     assert batch(source, tmp_path / "out").warned == 1
-    assert "a.png: of an animation (or pages) of 2 frames the first is stored" in rows(tmp_path / "out")["a.lic"]["warnings"][0]
+    assert "a.png: of an animation (or pages) of 2 frames number 1 is stored" in rows(tmp_path / "out")["a.lic"]["warnings"][0]
     assert not [w for w in recwarn if "animation" in str(w.message)]
 
 
