@@ -120,7 +120,7 @@ def test_an_option_that_cannot_be_is_a_value_error(installed, source, tmp_path, 
 
 
 def test_a_picture_that_cannot_be_stored_is_an_os_error(installed):
-    with pytest.raises(OSError, match="32 bits have no known range") as caught:
+    with pytest.raises(OSError, match="no known white") as caught:
         Image.new("F", (8, 8)).save(io.BytesIO(), format="LIC")
     assert isinstance(caught.value.__cause__, ImageError)
 
