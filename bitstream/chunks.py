@@ -50,50 +50,62 @@ class Frame(NamedTuple):
     end: int
 
 
-def frames(view: memoryview, offset: int) -> Iterator[Frame]:
-    """Yield the chunks from an offset to the end. Raises FormatError for one that is cut off, or that no reader may skip."""
+class Crowd:
+    """Counts the ancillary chunks of a file: one for all that walk along its chunks."""
+
+    def __init__(self) -> None:
+        self._number = 0
+
+    def add(self, kind: int) -> None:
+        """Count a chunk, if it is ancillary. Raises FormatError for one too many."""
+        self._number += bool(kind & ANCILLARY)
+        if self._number > MAX_ANCILLARY:
+            raise FormatError(f"the file has more than {MAX_ANCILLARY} ancillary chunks: it keeps readers busy")
+
+
+def check_length(kind: int, length: int, left: int) -> None:
+    """Raise FormatError if a chunk claims more bytes than are left of its file."""
+    if length > left:
+        raise FormatError(f"chunk {kind} claims {length} bytes, {max(left, 0)} are left: the file is cut off or damaged")
+
+
+def frames(view: memoryview, offset: int, crowd: Crowd) -> Iterator[Frame]:
+    """Yield the chunks from an offset to the end.
+
+    Raises FormatError for one that is cut off, that no reader may skip, or that makes too large a crowd.
+    """
     while offset < len(view):
         kind, start = view[offset], offset
         length, inside = unpack_varint(view, offset + 1)
-        if length > len(view) - inside:
-            raise FormatError(f"chunk {kind} claims {length} bytes, {len(view) - inside} are left: the file is damaged")
+        check_length(kind, length, len(view) - inside)
         if kind not in (Z, Y_TILE, ALPHA, INDEX) and not kind & ANCILLARY:
             raise FormatError(f"chunk type {kind} is not known and not skippable: made by a newer codec, update")
+        crowd.add(kind)
         offset = inside + length
         yield Frame(kind, start, inside, offset)
 
 
-def unpack_metadata(view: memoryview, offset: int) -> tuple[Metadata, int]:
+def unpack_metadata(view: memoryview, offset: int, crowd: Crowd) -> tuple[Metadata, int]:
     """Return the metadata directly behind the header, and the offset of the first chunk that is not ancillary."""
     found: dict[int, bytes] = {}
-    number = 0
     while offset < len(view) and view[offset] & ANCILLARY:
-        frame = next(frames(view, offset))
-        _check_ancillary(number)
+        frame = next(frames(view, offset, crowd))
         if frame.kind in METADATA:
             if frame.kind in found:
                 raise FormatError(f"there are two chunks {METADATA[frame.kind]}, expected at most one: the file is damaged")
             found[frame.kind] = bytes(view[frame.inside : frame.end])
-        number, offset = number + 1, frame.end
+        offset = frame.end
     return Metadata(*(found.get(kind, b"") for kind in METADATA)), offset
 
 
-def _check_ancillary(number: int) -> None:
-    if number >= MAX_ANCILLARY:
-        raise FormatError(f"the file has more than {MAX_ANCILLARY} ancillary chunks: it keeps readers busy")
-
-
 def unpack_chunks(
-    view: memoryview, offset: int, n_tiles: int, kinds: tuple[int, ...], *, tiled: bool
+    view: memoryview, offset: int, n_tiles: int, kinds: tuple[int, ...], crowd: Crowd, *, tiled: bool
 ) -> tuple[list[tuple[int, bytes]], list[int]]:
     """Return the chunks of all tiles, and where each tile ends. Raises FormatError at the first chunk out of order."""
     chunks: list[tuple[int, bytes]] = []
     ends: list[int] = []
-    ancillary = 0
-    for frame in frames(view, offset):
+    for frame in frames(view, offset, crowd):
         if frame.kind & ANCILLARY:
-            ancillary += 1
-            _check_ancillary(ancillary - 1)
             if tiled and len(ends) < n_tiles:
                 raise FormatError(f"chunk {frame.kind} is between tiles, expected {[*kinds]} of each: the file is damaged")
             if frame.kind in METADATA:

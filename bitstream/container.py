@@ -18,7 +18,9 @@ from bitstream.chunks import (
     ANCILLARY,
     INDEX,
     METADATA,
+    Crowd,
     Metadata,
+    check_length,
     pack_frame,
     tile_kinds,
     unpack_chunks,
@@ -120,11 +122,13 @@ class Container:
         view = memoryview(data)
         header, offset = unpack_header(view, limits=limits)
         end = len(view) - _CRC.size
-        metadata, offset = unpack_metadata(view[:end], offset)
+        crowd = Crowd()
+        metadata, offset = unpack_metadata(view[:end], offset, crowd)
         entries: list[_Entry] = []
         if header.tile:
             entries, offset = _unpack_index(view[:end], offset, header)
-        chunks, ends = unpack_chunks(view[:end], offset, header.n_tiles, tile_kinds(header), tiled=bool(header.tile))
+        kinds, tiled = tile_kinds(header), bool(header.tile)
+        chunks, ends = unpack_chunks(view[:end], offset, header.n_tiles, kinds, crowd, tiled=tiled)
         for number, entry in enumerate(entries):
             start = offset if number == 0 else ends[number - 1]
             if (entry.start, entry.start + entry.length) != (start, ends[number]):
@@ -161,10 +165,12 @@ def _unpack_index(view: memoryview, offset: int, header: Header) -> tuple[list[_
         raise FormatError(f"chunk {found} follows the header of a tiled file, expected the index, {INDEX}: the file is damaged")
     length, offset = unpack_varint(view, start + 1)
     end = offset + length
-    if end > len(view) or not least_index(header) <= length <= most_index(header):
+    low, high = least_index(header), most_index(header)
+    if not low <= length <= high:
         raise FormatError(
-            f"the index claims {length} bytes for {header.n_tiles} tiles, {len(view) - offset} are left: the file is damaged"
+            f"the index claims {length} bytes for {header.n_tiles} tiles, expected {low} … {high}: the file is damaged"
         )
+    check_length(INDEX, length, len(view) - offset)
     stored, computed = _CRC.unpack_from(view, end - _CRC.size)[0], zlib.crc32(view[: end - _CRC.size])
     if stored != computed:
         raise FormatError(f"header and index have checksum {computed:08x}, expected {stored:08x}: the file is damaged")
@@ -219,7 +225,7 @@ class _TiledFile:
             ) from error
         entry.check(data)
         kinds = tile_kinds(self.header)
-        chunks, ends = unpack_chunks(memoryview(data), 0, 1, kinds, tiled=True)
+        chunks, ends = unpack_chunks(memoryview(data), 0, 1, kinds, Crowd(), tiled=True)
         if ends != [len(data)] or len(chunks) != len(kinds):
             raise FormatError(f"the tile at byte {entry.start} has other chunks too: the file is damaged")
         payloads = [payload for _, payload in chunks]
@@ -244,7 +250,7 @@ def open_container(file: BinaryIO, *, limits: Limits | None = None, whole: bool 
         return Container.unpack(bytes(head) + file.read(), limits=limits)
     limits.check_size(header.width, header.height)
     head = _read_to_index(file, head, offset, size, header)
-    metadata, offset = unpack_metadata(head, offset)
+    metadata, offset = unpack_metadata(head, offset, Crowd())
     entries, _ = _unpack_index(head, offset, header)
     if entries[-1].start + entries[-1].length > size - _CRC.size:
         raise FormatError(f"the tiles end at byte {entries[-1].start + entries[-1].length} of {size}: the file is cut off")
@@ -260,20 +266,23 @@ def read_head(file: IO[bytes]) -> tuple[Header, Metadata]:
     file.seek(0)
     head = memoryview(file.read(_HEAD_BYTES))
     header, offset = Header.unpack(head)
-    return header, unpack_metadata(_read_to_index(file, head, offset, size, header), offset)[0]
+    return header, unpack_metadata(_read_to_index(file, head, offset, size, header), offset, Crowd())[0]
 
 
 def _read_to_index(file: IO[bytes], begin: memoryview, offset: int, size: int, header: Header) -> memoryview:
-    """Read on, chunk by chunk behind the header up to the index, which has their checksum; what is wrong is found later."""
-    head = bytearray(begin)
-    while offset < len(head):
+    """Read on, chunk by chunk behind the header up to the index, which has their checksum; return all but the file's CRC.
+
+    Raises FormatError for a chunk that is cut off and for a crowd of them; what else is wrong is found later.
+    """
+    head, end, crowd = bytearray(begin), size - _CRC.size, Crowd()
+    while offset < min(len(head), end):
         kind, (length, inside) = head[offset], unpack_varint(memoryview(head), offset + 1)
         if not kind & ANCILLARY and not (kind == INDEX and header.tile and length <= most_index(header)):
             break
-        if length > size - inside:
-            break
+        check_length(kind, length, end - inside)
+        crowd.add(kind)
         head += file.read(max(inside + length + _FRAME_BYTES - len(head), 0))
         offset = inside + length
         if not kind & ANCILLARY:
             break
-    return memoryview(bytes(head))
+    return memoryview(bytes(head))[: max(end, 0)]

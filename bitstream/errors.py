@@ -63,3 +63,9 @@ class EngineError(CodecError):
 
 class CheckpointError(CodecError):
     """Weights are missing, damaged, or not those that a file was made with."""
+
+
+def unexpected(error: Exception) -> str:
+    """Return what is said of an error that nobody raised on purpose, where other files or checks go on."""
+    first = (str(error).splitlines() or [""])[0]
+    return f"an error of the program ({type(error).__name__}: {first}): please report it"

@@ -48,6 +48,12 @@ def count_tiles(bits: int, width: int, height: int) -> int:
     return -(-width // side) * -(-height // side)
 
 
+def touched(area: Rect, side: int, columns: int) -> list[int]:
+    """Return the numbers, in raster order, of the squares that an area touches, of a picture cut into so many columns."""
+    rows = range(area.top // side, (area.bottom - 1) // side + 1)
+    return [row * columns + column for row in rows for column in range(area.left // side, (area.right - 1) // side + 1)]
+
+
 def cut(area: Rect, side: int) -> list[Rect]:
     """Cut an area into squares of a side from its top left corner, in raster order; the last ones may be smaller."""
     return [

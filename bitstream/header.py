@@ -51,9 +51,11 @@ class Header:
     @classmethod
     def unpack(cls, data: memoryview) -> tuple[Header, int]:
         """Return (header, offset of the first chunk). Raises FormatError or VersionError."""
-        if len(data) < len(SIGNATURE) + 1 or bytes(data[: len(SIGNATURE)]) != SIGNATURE:
+        if bytes(data[: len(SIGNATURE)]) != SIGNATURE:
             found = bytes(data[:4]).hex(" ") or "nothing"
             raise FormatError(f"not a .lic file: it begins with {found}, expected {SIGNATURE.hex(' ')}")
+        if len(data) == len(SIGNATURE):
+            raise FormatError("the file ends behind its signature, inside its header: it is cut off")
         version = data[4]
         if version != VERSION:
             raise VersionError(f"format version {version} is not supported (this program reads {VERSION}): update codec")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from concurrent.futures import Future
 from functools import partial
 
 import numpy as np
@@ -16,7 +17,7 @@ from PIL import Image
 
 from bitstream.container import TileSource
 from bitstream.errors import FormatError
-from bitstream.grid import Rect
+from bitstream.grid import Rect, tile_side, touched
 from codec.images import Pixels
 from codec.workers import workers
 
@@ -47,7 +48,7 @@ def pack_tiles(alpha: Pixels | None, tiles: Sequence[Rect]) -> list[bytes]:
 def unpack_alpha(payload: bytes, width: int, height: int) -> Pixels:
     """Return the values (height, width) of a tile. Raises FormatError if they are not just those of one."""
     if len(payload) == 1:
-        return np.full((height, width), payload[0], np.uint8)
+        return np.broadcast_to(np.uint8(payload[0]), (height, width))  # no memory of its own
     if payload[:4] + payload[8:WEBP_HEAD] != b"RIFFWEBPVP8L":
         raise FormatError(f"ALPHA begins with {payload[:WEBP_HEAD].hex()}, expected one byte or a lossless WebP: damaged file")
     bits = int.from_bytes(payload[WEBP_HEAD + 5 : WEBP_HEAD + 9], "little")  # behind length and signature (RFC 9649, 3.4)
@@ -61,31 +62,45 @@ def unpack_alpha(payload: bytes, width: int, height: int) -> Pixels:
         raise FormatError(f"ALPHA cannot be decoded ({error}): the file is damaged") from error
 
 
-def decode_alpha(source: TileSource, tiles: Sequence[Rect], area: Rect, scale: int) -> Pixels | None:
+def decode_alpha(source: TileSource, tiles: Sequence[Rect], area: Rect, scale: int, most: int | None = None) -> Pixels | None:
     """Return the alpha of an area of a file, each value the mean of scale × scale, fewer at its right and lower edge.
 
-    ``tiles`` are those of the picture; only those of the area are read. None if the file has no alpha.
+    ``tiles`` are those of the picture; only those of the area are read, at most ``most`` at once, and those that a strip
+    touches are kept. None if the file has no alpha.
     """
-    if not source.header.alpha:
+    header = source.header
+    if not header.alpha:
         return None
+    side = tile_side(header.tile, header.width, header.height)
+    columns = -(-header.width // side)
     out = np.empty((-(-area.height // scale), -(-area.width // scale)), np.uint8)
-    kept: dict[int, Pixels] = {}
-    for top in range(area.top, area.bottom, STRIP):
-        strip = Rect(area.left, top, area.width, min(STRIP, area.bottom - top))
-        values = np.empty((strip.height, strip.width), np.uint8)
-        for number, tile in enumerate(tiles):
-            low, high = max(strip.top, tile.top), min(strip.bottom, tile.bottom)
-            left, right = max(strip.left, tile.left), min(strip.right, tile.right)
-            if low >= high or left >= right:
-                continue
-            if number not in kept:
-                kept[number] = unpack_alpha(source.tile(number).alpha, tile.width, tile.height)
-            part = kept[number][low - tile.top : high - tile.top, left - tile.left : right - tile.left]
-            values[low - strip.top : high - strip.top, left - strip.left : right - strip.left] = part
-        start = (strip.top - area.top) // scale
-        out[start : start + -(-strip.height // scale)] = _means(values, scale)
-        kept = {number: part for number, part in kept.items() if tiles[number].bottom > strip.bottom}
+    kept: dict[int, Future[Pixels]] = {}
+
+    def decode(number: int) -> Pixels:
+        return unpack_alpha(source.tile(number).alpha, tiles[number].width, tiles[number].height)
+
+    with workers(len(touched(area, side, columns)), most) as pool:
+        for top in range(area.top, area.bottom, STRIP):
+            strip = Rect(area.left, top, area.width, min(STRIP, area.bottom - top))
+            numbers = touched(strip, side, columns)
+            kept = {number: kept[number] for number in numbers if number in kept}  # before there are new ones
+            for number in numbers:
+                if number not in kept:
+                    kept[number] = pool.submit(partial(decode, number))
+            values = np.empty((strip.height, strip.width), np.uint8)
+            for number, part in kept.items():
+                _paste(values, strip, part.result(), tiles[number])
+            start = (strip.top - area.top) // scale
+            out[start : start + -(-strip.height // scale)] = _means(values, scale)
     return out
+
+
+def _paste(values: Pixels, strip: Rect, part: Pixels, tile: Rect) -> None:
+    """Copy what a strip and a tile have in common."""
+    top, bottom = max(strip.top, tile.top), min(strip.bottom, tile.bottom)
+    left, right = max(strip.left, tile.left), min(strip.right, tile.right)
+    place = values[top - strip.top : bottom - strip.top, left - strip.left : right - strip.left]
+    place[:] = part[top - tile.top : bottom - tile.top, left - tile.left : right - tile.left]
 
 
 def _means(values: Pixels, scale: int) -> Pixels:

@@ -93,10 +93,7 @@ class Codec:
         self, picture: Picture, target: Target, *, effort: int = 0, progress: Callable[[float], None] = lambda _: None
     ) -> bytes:
         """Return the file of a picture that ``images.load`` gave. Raises UsageError or TargetError."""
-        if not isinstance(effort, Integral) or isinstance(effort, bool) or effort not in range(len(STEPS)):
-            raise UsageError(f"effort is {effort!r}, expected 0 … {len(STEPS) - 1}")
-        if effort and not self.model.refinable:
-            raise UsageError(f"{self.model.checkpoint.model} has no effort above 0: leave it away, or choose swift")
+        self.check_effort(effort)
         h, w, _ = picture.pixels.shape
         bits = tile_bits(w, h)
         self.model.timings.clear()
@@ -156,7 +153,7 @@ class Codec:
         decoder = TileDecoder(self.model, header.width, header.height, header.tile)
         pixels = decoder.decode(tile_latents(self.model, self.engine, source, decoder.tiles), area, scale, most)
         begin = time.perf_counter()
-        alpha = decode_alpha(source, decoder.tiles, area, scale)
+        alpha = decode_alpha(source, decoder.tiles, area, scale, most)
         image = images.to_pil(pixels, gray=header.gray, alpha=alpha, stored=source.metadata)
         self.timings = {**self.model.timings, "pixels": time.perf_counter() - begin}
         return image
@@ -175,6 +172,13 @@ class Codec:
         container = Container.unpack(data, limits=limits)
         self.check(container.header)
         return decode_latents(self.model, self.engine, container, limits)
+
+    def check_effort(self, effort: int) -> None:
+        """Raise UsageError for an effort that is none, or that this model has not."""
+        if not isinstance(effort, Integral) or isinstance(effort, bool) or effort not in range(len(STEPS)):
+            raise UsageError(f"effort is {effort!r}, expected 0 … {len(STEPS) - 1}")
+        if effort and not self.model.refinable:
+            raise UsageError(f"{self.model.checkpoint.model} has no effort above 0: leave it away, or choose swift")
 
     def check(self, header: Header) -> None:
         """Raise CheckpointError if another model made the file with this header, FormatError for a level that it has not."""

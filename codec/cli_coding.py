@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 import click
 
-from bitstream.errors import ImageError, UsageError
+from bitstream.errors import ImageError, LimitError, UsageError
 from bitstream.limits import NO_LIMITS, Limits
 from codec.cli_files import FileOptions, Row, file_options, is_terminal, process, read_stdin, size_of, write_target
 from codec.cli_options import CROP, DEVICES, SCALE, limit_options, limits_of, max_pixels_option, printable, set_threads
@@ -73,6 +73,11 @@ def _print_timings(name: str, timings: dict[str, float], begin: float) -> None:
     click.echo(f"{name}{stages}  | with start-up {time.perf_counter() - begin:.3f} s", err=True)
 
 
+def _print_clamped(name: str, clamped: int) -> None:
+    hint = ": the picture is coarser there than the quality asks for" if clamped else ""
+    click.echo(f"{name}{clamped} symbols clamped{hint}", err=True)
+
+
 @file_options(SUFFIX)
 @click.option("-q", "--quality", type=click.FloatRange(0, 100), help="0 small … 100 fine.  [default: 50]")
 @click.option("--bpp", type=float, help="Instead: at most so many bits per pixel.")
@@ -102,9 +107,11 @@ def encode(
     pairs = files.pairs(SUFFIX, is_picture)
     from codec import images
     from codec.api import cached_codec
+    from codec.metrics import decoded_psnr_db
 
     set_threads(threads)
     coder = cached_codec(model, device)
+    coder.check_effort(effort)
 
     def work(pair: Pair) -> Row:
         source = _picture(pair.source, limits)
@@ -115,28 +122,29 @@ def encode(
         timings, clamped = coder.timings, coder.clamped
         row = _facts(coder, data) | {"source_bytes": source_bytes}
         if verify or not goal.is_quality:
-            from codec.metrics import psnr_db
-
-            decoded = images.load(coder.decode(data, limits=NO_LIMITS), limits=NO_LIMITS)
-            row["psnr_db"] = psnr_db(picture.pixels, decoded.pixels)
+            row["psnr_db"] = decoded_psnr_db(picture.pixels, coder.decode(data, limits=NO_LIMITS))
         write_target(pair.target, data, overwrite=files.force)
         if verbose:
             name = "" if len(pairs) == 1 else f"{printable(pair.source)}: "
             _print_timings(name, timings, begin)
-            hint = ": the picture is coarser there than the quality asks for" if clamped else ""
-            click.echo(f"{name}{clamped} symbols clamped{hint}", err=True)
+            _print_clamped(name, clamped)
         return row
 
     process(pairs, work, files)
 
 
 def _picture(source: str, limits: Limits) -> str | bytes:
-    """Return the path of a picture, its bytes if it comes through a pipe: there, nobody can seek."""
-    if source == STREAM:
-        return read_stdin(limits)
+    """Return the path of a picture, its bytes if it comes through a pipe: there, nobody can seek. Raises LimitError."""
+    if os.path.isfile(source) and source != STREAM:
+        return source
     from codec.files import read_bytes
 
-    return source if os.path.isfile(source) else read_bytes(source, limits=limits)
+    try:
+        return read_stdin(limits) if source == STREAM else read_bytes(source, limits=limits)
+    except LimitError as error:  # a limit that ``encode`` has no option for, and needs none for files
+        name = "stdin" if source == STREAM else source
+        cure = "save the picture as a file, and give its name"
+        raise LimitError(f"{name}: more than {limits.max_memory} bytes, the most that is read of a pipe: {cure}") from error
 
 
 def _facts(coder: Any, data: bytes) -> Row:

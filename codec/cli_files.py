@@ -19,7 +19,7 @@ from typing import Any, TextIO
 
 import click
 
-from bitstream.errors import UsageError, WriteError
+from bitstream.errors import UsageError, WriteError, unexpected
 from bitstream.limits import Limits
 from codec.cli_options import FILE_OR_STREAM, printable, sentence_of
 from codec.files import check_target, write_atomic
@@ -195,14 +195,15 @@ def _row(pair: Pair, work: Callable[[Pair], Row], files: FileOptions, go_on: boo
         row |= _done(pair, work, files)
     except Exception as error:
         sentence = sentence_of(error)
-        if sentence is None:
-            raise
-        row["error"] = sentence
         if not go_on:
+            row |= {} if sentence is None else {"error": sentence}
             raise
+        if isinstance(error, BrokenPipeError):  # of stderr: nobody listens any more
+            raise
+        row["error"] = sentence or printable(unexpected(error))
     finally:
         row["seconds"] = round(time.perf_counter() - begin, 4)
-        if len(row) > 3:  # not after a signal, or a mistake of ours
+        if len(row) > 3:  # not after a signal, or a mistake of ours in a single file
             _print_row(row, files)
     return row
 

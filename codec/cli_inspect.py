@@ -56,6 +56,7 @@ def inspect(
     from bitstream.container import Container
 
     Container.unpack(data, limits=limits)  # complain about damage before torch is loaded
+    from codec import heatmap as drawing
     from codec import images, inspection
     from codec.api import decode
 
@@ -63,7 +64,7 @@ def inspect(
     found = inspection.inspect(data, model=model, limits=limits)
     if heatmap is not None:
         under = decode(data, model=model, device="cpu", limits=limits) if overlay else None
-        images.save(inspection.heatmap(found, under=under, legend=legend), heatmap, overwrite=force)
+        images.save(drawing.heatmap(found, under=under, legend=legend), heatmap, overwrite=force)
     if as_json:
         click.echo(json.dumps({"file": str(source), **found.facts(channels)}, indent=2))
     else:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from codec.images import Pixels
 
@@ -40,3 +41,13 @@ def psnr_db(a: Pixels, b: Pixels) -> float:
     """Return the peak signal-to-noise ratio of two uint8 pictures (H, W, C) in dB, over all channels; inf if equal."""
     mse = float(np.mean((a.astype(np.float64) - b.astype(np.float64)) ** 2))
     return math.inf if mse == 0 else 10 * math.log10(255**2 / mse)
+
+
+def decoded_psnr_db(pixels: Pixels, decoded: Image.Image) -> float:
+    """Return the PSNR in dB of a decoded picture, mode RGB or L, with alpha or without, which does not count.
+
+    ``pixels`` (H, W, 3) are those that were encoded, of a gray picture three equal channels.
+    """
+    channels = 1 if decoded.mode in ("L", "LA") else 3
+    colours = np.asarray(decoded).reshape(decoded.height, decoded.width, -1)[:, :, :channels]
+    return psnr_db(pixels[:, :, :channels], colours)

@@ -20,7 +20,7 @@ from torch import Tensor
 from bitstream.container import Tile, TileSource
 from bitstream.engines import Engine
 from bitstream.errors import UsageError
-from bitstream.grid import TILE_BITS, Rect, cut, padded, tile_side
+from bitstream.grid import TILE_BITS, Rect, cut, padded, tile_side, touched
 from codec.images import Pixels
 from codec.workers import Workers, workers
 from models import thumbnail
@@ -180,9 +180,9 @@ class TileDecoder:
         """Return the numbers of the tiles that an area takes."""
         if len(self.tiles) == 1:
             return [0]
-        step = self.side // STRIDE_Y
-        rows, columns = (range(span.low // step, (span.high - 1) // step + 1) for span in self._spans(block, margin))
-        return [row * self._columns + column for row in rows for column in columns]
+        rows, columns = self._spans(block, margin)
+        of_y = Rect(columns.low, rows.low, columns.high - columns.low, rows.high - rows.low)
+        return touched(of_y, self.side // STRIDE_Y, self._columns)
 
     def _paint(
         self, out: Pixels, area: Rect, block: Rect, scale: int, parts: dict[int, Future[Tensor]],

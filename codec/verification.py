@@ -53,12 +53,15 @@ def _checks(read: Callable[[], bytes], model: str | None, limits: Limits) -> Ite
     yield Stage("header", True, f"version {header.version}, {header.width}×{header.height} pixels, {header.n_tiles} tiles")
     _try("checksum", lambda: unpack_header(data, limits=NO_LIMITS))
     yield Stage("checksum", True, f"{zlib.crc32(data[:-4]):08x}")
-    _try("limits", lambda: _check_limits(header, limits))
+    _try("limits", lambda: limits.check_size(header.width, header.height))
+    _try("limits", lambda: _count_workers(header, limits, 1))
     yield Stage("limits", True, f"{header.width * header.height} of {limits.max_pixels} pixels")
     container = _try("chunks", lambda: Container.unpack(data, limits=limits))
     payloads = sum(len(payload) for _, payload in container.chunks)
     yield Stage("chunks", True, f"{len(container.chunks)} with {payloads} bytes")
     name = _try("checkpoint", lambda: model or find_by_id(header.model_id))
+    import torch
+
     from codec.alpha import decode_alpha
     from codec.api import cached_codec  # torch is loaded here, for sound files only
     from codec.tiles import TileDecoder, tile_latents
@@ -66,6 +69,7 @@ def _checks(read: Callable[[], bytes], model: str | None, limits: Limits) -> Ite
     codec = _try("checkpoint", lambda: cached_codec(name, "cpu"))
     _try("checkpoint", lambda: codec.check(header))
     yield Stage("checkpoint", True, f"{codec.model.checkpoint.name}, {header.model_id.hex()}, level {header.level / 256:g}")
+    most = _count_workers(header, limits, torch.get_num_threads())
     decoder = TileDecoder(codec.model, header.width, header.height, header.tile)
     decode = tile_latents(codec.model, codec.engine, container, decoder.tiles)
     wrong = [f"tile {number}: {error}" for number in range(header.n_tiles) if (error := _error_of(decode, number))]
@@ -73,9 +77,9 @@ def _checks(read: Callable[[], bytes], model: str | None, limits: Limits) -> Ite
     if wrong:
         return
     if header.alpha:
-        alpha = _try("alpha", lambda: decode_alpha(container, decoder.tiles, _whole(header), 1))
+        alpha = _try("alpha", lambda: decode_alpha(container, decoder.tiles, _whole(header), 1, most))
         yield Stage("alpha", True, f"CRC {zlib.crc32(alpha.tobytes() if alpha is not None else b''):08x}")
-    pixels = _try("pixels", lambda: decoder.decode(decode, _whole(header)))
+    pixels = _try("pixels", lambda: decoder.decode(decode, _whole(header), 1, most))
     yield Stage("pixels", True, f"CRC {zlib.crc32(pixels.tobytes()):08x} on this machine")
 
 
@@ -83,9 +87,8 @@ def _whole(header: Header) -> Rect:
     return Rect(0, 0, header.width, header.height)
 
 
-def _check_limits(header: Header, limits: Limits) -> None:
-    limits.check_size(header.width, header.height)
-    limits.count_workers(_whole(header), 1, header.tile, header.width, header.height, threads=1)
+def _count_workers(header: Header, limits: Limits, threads: int) -> int:
+    return limits.count_workers(_whole(header), 1, header.tile, header.width, header.height, threads)
 
 
 def _error_of(decode: Callable[[int], object], number: int) -> str | None:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bitstream.errors import CodecError, UsageError
+from bitstream.errors import CodecError, unexpected
 from bitstream.header import unpack_header
 from codec.batch import storage
 from codec.batch.items import Item
@@ -35,9 +35,7 @@ def prepare(options: Options) -> None:
 
     torch.set_num_threads(1)
     if options.model is not None:
-        coder = cached_codec(options.model, options.device)
-        if options.effort and not coder.model.refinable:
-            raise UsageError(f"{coder.model.checkpoint.model} has no effort above 0: leave it away, or choose swift")
+        cached_codec(options.model, options.device).check_effort(options.effort)
 
 
 def process(item: Item, options: Options) -> Row:
@@ -52,11 +50,11 @@ def process(item: Item, options: Options) -> Row:
             row["error"] = str(error)
         except (MemoryError, RuntimeError) as error:
             if isinstance(error, RuntimeError) and "memory" not in str(error):  # torch says so in many ways
-                row["error"] = _internal(item, error)
+                row["error"] = f"{item.source}: {unexpected(error)}"
             else:
                 row["error"] = f"{item.source}: out of memory: the picture is too large for this machine"
         except Exception as error:  # a fault of ours in one of a million pictures is no reason to lose the others
-            row["error"] = _internal(item, error)
+            row["error"] = f"{item.source}: {unexpected(error)}"
     if said := [str(w.message) for w in caught if w.category in (UserWarning, RuntimeWarning)]:
         row["warnings"] = said
     return row | {"seconds": round(time.perf_counter() - begin, 4)}
@@ -74,11 +72,6 @@ def dead_row(item: Item, options: Options, how: str) -> Row:
     """Return the row of a picture that was the end of ``MAX_DEATHS`` processes; ``how`` the last one died."""
     reason = "it may need more memory than there is: try it by itself, or refuse such pictures with --max-pixels"
     return blank_row(item, options) | {"error": f"{item.source}: the process that worked on it died twice ({how}): {reason}"}
-
-
-def _internal(item: Item, error: Exception) -> str:
-    first = (str(error).splitlines() or [""])[0]
-    return f"{item.source}: an error of the program ({type(error).__name__}: {first}): please report it"
 
 
 def _encode(item: Item, options: Options) -> Row:
@@ -128,12 +121,12 @@ def _bpp(n_bytes: int, header: Any) -> float:
 
 def _psnr_db(coder: Any, path: Path, data: bytes, options: Options) -> float | None:
     from codec import images
-    from codec.metrics import psnr_db
+    from codec.metrics import decoded_psnr_db
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # they have been given by the encoder
         source = images.load(path, limits=options.limits, **options.load_options())
-    value = psnr_db(source.pixels, images.load(coder.decode(data, limits=options.limits), limits=options.limits).pixels)
+    value = decoded_psnr_db(source.pixels, coder.decode(data, limits=options.limits))
     return round(value, 3) if math.isfinite(value) else None
 
 

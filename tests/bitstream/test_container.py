@@ -126,7 +126,9 @@ def test_refuses_to_pack_a_field_that_does_not_fit(header):
 # --- signature and version
 
 
-@pytest.mark.parametrize("data", [b"", b"\x89", SIGNATURE, b"\x89PNG\r\n\x1a\n" + bytes(20), b"\x09LIC" + FILE[4:], bytes(64)])
+@pytest.mark.parametrize(
+    "data", [b"", b"\x89", SIGNATURE[:3], b"\x89PNG\r\n\x1a\n" + bytes(20), b"\x09LIC" + FILE[4:], bytes(64)]
+)
 def test_rejects_what_does_not_begin_with_the_signature(data):
     with pytest.raises(FormatError, match="not a .lic file"):
         Container.unpack(data)
@@ -137,6 +139,11 @@ def test_names_the_bytes_found_in_place_of_the_signature():
         Container.unpack(b"\x89PNG\r\n\x1a\n" + bytes(20))
     with pytest.raises(FormatError, match="begins with nothing"):
         Container.unpack(b"")
+
+
+def test_a_signature_alone_is_a_file_that_is_cut_off():
+    with pytest.raises(FormatError, match="ends behind its signature, inside its header: it is cut off"):
+        Container.unpack(SIGNATURE)
 
 
 @pytest.mark.parametrize("version", [0, 2, 255])

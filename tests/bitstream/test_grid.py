@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from bitstream.grid import Rect, count_tiles, cut, tile_bits, tile_side
+from bitstream.grid import Rect, count_tiles, cut, tile_bits, tile_side, touched
 
 
 @pytest.mark.parametrize("area", [Rect(0, 0, 1, 1), Rect(0, 0, 300, 256), Rect(7, 100, 513, 511), Rect(5, 0, 3, 2000)])
@@ -30,3 +30,13 @@ def test_tiles_are_in_raster_order():
 def test_pictures_above_1024_have_tiles(size, bits):
     assert tile_bits(*size) == bits
     assert tile_side(bits, *size) == (1024 if bits else max(size))
+
+
+@pytest.mark.parametrize("area", [Rect(0, 0, 700, 600), Rect(255, 256, 1, 1), Rect(255, 255, 2, 2), Rect(300, 10, 400, 246)])
+def test_an_area_touches_the_tiles_that_overlap_it(area):
+    tiles = cut(Rect(0, 0, 700, 600), 256)
+    assert touched(area, 256, 3) == [
+        number
+        for number, tile in enumerate(tiles)
+        if tile.left < area.right and area.left < tile.right and tile.top < area.bottom and area.top < tile.bottom
+    ]

@@ -9,8 +9,8 @@ import zlib
 
 import pytest
 
-from bitstream.chunks import EXIF, INDEX, Y_TILE, Metadata, Z
-from bitstream.container import Container, Tile, open_container
+from bitstream.chunks import EXIF, INDEX, MAX_ANCILLARY, Y_TILE, Metadata, Z
+from bitstream.container import Container, Tile, open_container, read_head
 from bitstream.errors import CodecError, FormatError, LimitError
 from bitstream.header import Header
 from bitstream.limits import Limits
@@ -243,3 +243,63 @@ def test_very_many_chunks_are_refused_at_once(kind):
     spam = one_tile.pack() + bytes([Z, 0, Y_TILE, 0]) + bytes([kind, 0]) * 100_000
     with pytest.raises(FormatError, match="chunks are|ancillary chunks"):
         Container.unpack(sealed(spam))
+
+
+READERS = {
+    "whole": Container.unpack,
+    "tile by tile": lambda data: open_container(io.BytesIO(data)),
+    "head": lambda data: read_head(io.BytesIO(data)),
+}
+
+
+def crowded(before: int, behind: int, tile: int = 8) -> bytes:
+    """Return a file, sound but for so many empty ancillary chunks before its tiles and behind them."""
+    plain = dataclasses.replace(HEADER, tile=tile)
+    container = Container.of_tiles(plain, TILES if tile else TILES[:1])
+    start = len(header_bytes(container))
+    body = bytearray(container.pack()[:-4])
+    body[start:start] = b"\xf0\0" * before
+    if tile:
+        start += 2 * before + INDEX_BYTES
+        body[start - 4 : start] = struct.pack("<I", zlib.crc32(body[: start - 4]))
+    return sealed(bytes(body) + b"\xf0\0" * behind)
+
+
+@pytest.mark.parametrize("tile", [0, 8])
+@pytest.mark.parametrize("reader", READERS)
+def test_a_crowd_before_the_tiles_is_refused_without_reading_it(reader, tile):
+    READERS[reader](crowded(MAX_ANCILLARY, 0, tile))
+    with pytest.raises(FormatError, match="more than 1000 ancillary chunks"):
+        READERS[reader](crowded(MAX_ANCILLARY + 1, 0, tile))
+    file = Counting(crowded(200_000, 0, tile))
+    with pytest.raises(FormatError, match="more than 1000 ancillary chunks"):
+        read_head(file)
+    assert file.count < 10_000
+
+
+@pytest.mark.parametrize("tile", [0, 8])
+def test_ancillary_chunks_before_and_behind_the_tiles_are_one_crowd(tile):
+    Container.unpack(crowded(MAX_ANCILLARY - 1, 1, tile))
+    with pytest.raises(FormatError, match="more than 1000 ancillary chunks"):
+        Container.unpack(crowded(MAX_ANCILLARY, 1, tile))
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("tile", [0, 8])
+def test_a_chunk_that_is_cut_off_says_what_is_left_of_the_file(reader, tile):
+    header = dataclasses.replace(HEADER, tile=tile).pack()
+    data = sealed(header + bytes([EXIF]) + b"\xac\x02" + bytes(120))  # claims 300 bytes
+    with pytest.raises(FormatError, match="chunk 130 claims 300 bytes, 120 are left"):
+        READERS[reader](data)
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_a_file_without_chunks_does_not_take_its_checksum_for_one(reader):
+    body = next(b for b in (bytes([n]) for n in range(256)) if zlib.crc32(HEADER.pack()[:-1] + b) & 0x80)
+    data = sealed(HEADER.pack()[:-1] + body)
+    assert data[-4] & 0x80  # as of an ancillary chunk
+    if reader == "head":
+        assert READERS[reader](data)[1] == Metadata()
+    else:
+        with pytest.raises(FormatError, match="chunk none follows the header"):
+            READERS[reader](data)

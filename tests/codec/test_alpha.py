@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import weakref
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from bitstream.container import Container, open_container
+from bitstream.container import Container, Tile, open_container
 from bitstream.errors import FormatError, ImageError
 from bitstream.grid import Rect, cut
+from bitstream.header import Header
 from codec import images
 from codec.alpha import decode_alpha, pack_alpha, unpack_alpha
 
@@ -145,6 +147,69 @@ def test_a_thumbnail_has_the_means(tiled, area, scale):
     for row, column in [(0, 0), (-1, -1), (found.shape[0] // 2, 0)]:
         top, left = (index % n * scale for index, n in zip((row, column), found.shape, strict=True))
         assert found[row, column] == round(part[top : top + scale, left : left + scale].mean())
+
+
+class Asking:
+    """The tiles of a file; remembers which were asked for."""
+
+    def __init__(self, container):
+        self.header, self._container, self.asked = container.header, container, []
+
+    def tile(self, number):
+        """Give a tile, and note that it was asked for."""
+        self.asked.append(number)
+        return self._container.tile(number)
+
+
+class Counted(list):
+    """A list that counts how often somebody looks at a part of it."""
+
+    looks = 0
+
+    def __getitem__(self, index):
+        self.looks += 1
+        return super().__getitem__(index)
+
+    def __iter__(self):
+        for part in super().__iter__():
+            self.looks += 1
+            yield part
+
+
+def tiles_of_one_value(width, height):
+    """Return a source of tiles of 256 pixels whose alpha is the number of the tile, modulo 251, and where they lie."""
+    rects = Counted(cut(Rect(0, 0, width, height), 256))
+    header = Header(width, height, False, b"abcd", 0, 0, tile=8, alpha=True)
+    return Asking(Container.of_tiles(header, [Tile([b"", b""], 0, bytes([n % 251])) for n in range(len(rects))])), rects
+
+
+@pytest.mark.parametrize(("width", "height"), [(64, 2**20), (2**20, 64)])
+def test_the_time_of_very_many_tiles_grows_with_their_number(width, height):
+    source, rects = tiles_of_one_value(width, height)
+    alpha = decode_alpha(source, rects, Rect(0, 0, width, height), 1)
+    assert sorted(source.asked) == list(range(4096))
+    assert rects.looks <= 4 * 4096  # not 4096 for each strip
+    assert np.array_equal((alpha if height > width else alpha.T)[::256, 0], np.arange(4096) % 251)
+
+
+def test_tiles_that_a_strip_does_not_touch_are_not_kept(monkeypatch):
+    source, rects = tiles_of_one_value(600, 4096)
+    held, alive = [], []
+
+    def unpack(payload, width, height):
+        values = unpack_alpha(payload, width, height).copy()
+        held.append(weakref.ref(values))
+        alive.append(sum(reference() is not None for reference in held))
+        return values
+
+    monkeypatch.setattr("codec.alpha.unpack_alpha", unpack)
+    area = Rect(100, 50, 450, 4000)
+    alpha = decode_alpha(source, rects, area, 2, 2)
+    assert len(held) == 3 * 16
+    assert max(alive) <= 3 * 5 + 1  # a strip of 1024 rows touches five rows of tiles; the last one is still looked at
+    expected = np.repeat(np.repeat((np.arange(48) % 251).reshape(16, 3), 256, axis=0), 256, axis=1)[50:4050, 100:550]
+    assert np.array_equal(alpha[:, :70], expected[::2, ::2][:, :70])  # columns 100 … 239 are of the first tiles
+    assert np.array_equal(alpha[:, 100:200], expected[::2, ::2][:, 100:200])
 
 
 def test_damage_to_alpha_is_told_by_decode(tiled, tiny_codec):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import io
 import json
 import os
@@ -17,7 +18,8 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 
-from codec import Codec, cli_files, images, info
+from bitstream.limits import Limits
+from codec import Codec, cli_coding, cli_files, images, info
 from codec.cli import main
 from codec.metrics import bpp, psnr_db
 
@@ -231,10 +233,48 @@ def test_running_out_of_memory_is_the_error_of_one_file(run, draw, monkeypatch):
     assert tree() == ["a.png", "b.png", "out/b.lic"]
 
 
-def test_a_mistake_of_ours_is_not_taken_for_the_error_of_a_file(run, draw, monkeypatch):
+def test_a_surprise_in_one_of_several_files_does_not_stop_the_others(run, draw, monkeypatch):
     draw("a.png", "b.png")
+    load = images.load
+    monkeypatch.setattr(images, "load", lambda source, **given: 1 / 0 if source == "a.png" else load(source, **given))
+    sentence = "an error of the program (ZeroDivisionError: division by zero): please report it"
+    result = run("encode", "a.png", "b.png", "-o", "out", "--json", code=1)
+    assert result.stderr == f"codec: a.png: {sentence}\ncodec: 1 of 2 failed\n"
+    assert [row.get("error") for row in rows(result)] == [sentence, None]
+    assert tree() == ["a.png", "b.png", "out/b.lic"]
+
+
+def test_when_nobody_reads_stderr_any_more_the_rest_is_not_done(run, draw, monkeypatch):
+    def broken(*_):
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    draw("a.png", "b.png")
+    monkeypatch.setattr(cli_coding, "_print_timings", broken)
+    assert run("encode", "a.png", "b.png", "-o", "out", "-v", code=1).stderr == ""
+    assert tree() == ["a.png", "b.png", "out/a.lic"]
+
+
+def test_a_mistake_of_ours_in_a_single_file_is_not_hidden(run, draw, monkeypatch):
+    draw("a.png")
     monkeypatch.setattr(images, "load", lambda *_, **__: 1 / 0)
-    assert isinstance(CliRunner().invoke(main, ["encode", "a.png", "b.png", "-o", "out"]).exception, ZeroDivisionError)
+    assert isinstance(CliRunner().invoke(main, ["encode", "a.png", "-o", "out"]).exception, ZeroDivisionError)
+
+
+def test_an_effort_that_the_model_has_not_is_one_usage_error(run, draw, golden):
+    draw("a.png", "b.png")
+    model = golden / "tiny-joint.safetensors"
+    result = run("encode", "a.png", "b.png", "-o", "out", "--model", model, "--effort", "1", code=2)
+    assert result.stderr == "codec: joint has no effort above 0: leave it away, or choose swift\n"
+    assert not Path("out").exists()
+
+
+def test_a_picture_too_large_for_a_pipe_has_a_cure_that_encode_has(run, draw, monkeypatch):
+    draw("a.png")
+    monkeypatch.setattr(cli_coding, "Limits", functools.partial(Limits, max_memory=100))
+    error = run("encode", "-", "b.lic", stdin=Path("a.png").read_bytes(), code=1).stderr
+    cure = "save the picture as a file, and give its name"
+    assert error == f"codec: stdin: more than 100 bytes, the most that is read of a pipe: {cure}\n"
+    run("encode", "a.png", "b.lic")  # as it says
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,8 @@ from bitstream.segments import TableRows
 from bitstream.tables import MasterTable, gaussian_master
 from codec.api import cached_codec
 from codec.cli import main
-from codec.inspection import PASSES, heatmap, inspect
+from codec.heatmap import heatmap
+from codec.inspection import PASSES, inspect
 from models.latents import Latents
 from models.registry import MODELS
 from models.runtime import LoadedModel

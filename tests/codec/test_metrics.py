@@ -7,9 +7,11 @@ import math
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from pytorch_msssim import ms_ssim
 
-from codec.metrics import bpp, ms_ssim_db, psnr_db
+from codec import images
+from codec.metrics import bpp, decoded_psnr_db, ms_ssim_db, psnr_db
 
 
 @pytest.mark.parametrize(("n_bytes", "size", "expected"), [(1, (1, 1), 8.0), (100, (40, 20), 1.0), (0, (3, 3), 0.0)])
@@ -34,6 +36,17 @@ def test_psnr_is_over_all_channels():
     b = a.copy()
     b[:, :, 1] = 3
     assert psnr_db(a, b) == pytest.approx(10 * math.log10(255**2 / 3))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA"])
+def test_psnr_of_a_decoded_picture_is_that_of_its_colours(picture, mode):
+    source = images.load(Image.fromarray(picture(9, 7)).convert(mode[0] if mode[0] == "L" else "RGB"))
+    decoded = Image.fromarray(picture(9, 7, seed=1)).convert(mode)
+    if mode[-1] == "A":
+        decoded.putalpha(Image.fromarray(picture(9, 7, seed=2)[:, :, 0]))
+    decoded.info["exif"] = b"Exif\0\0II*\0\x08\0\0\0\1\0\x12\1\3\0\1\0\0\0\6\0\0\0\0\0\0\0"  # says: turn it
+    colours = np.asarray(decoded.convert("RGB"))
+    assert decoded_psnr_db(source.pixels, decoded) == pytest.approx(psnr_db(source.pixels, colours), abs=1e-9)
 
 
 def test_ms_ssim_of_equal_pictures_is_infinite(picture):

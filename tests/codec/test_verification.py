@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
@@ -11,6 +12,7 @@ from bitstream.container import Container
 from bitstream.limits import Limits
 from codec.cli import main
 from codec.verification import stages
+from codec.workers import workers
 
 ALL = ["read", "header", "checksum", "limits", "chunks", "checkpoint", "symbols", "pixels"]
 
@@ -76,6 +78,22 @@ def test_limits_are_a_stage(verify, data):
     names, passed, found = verify(data, limits=Limits(max_pixels=10))
     assert (names[-1], passed) == ("limits", False)
     assert "the limit is 10" in found
+
+
+def test_no_more_tiles_at_once_than_memory_allows(verify, tiny_codec, picture, monkeypatch):
+    given = []
+
+    def watched(jobs, most=None):
+        given.append(most)
+        return workers(jobs, most)
+
+    monkeypatch.setattr("codec.api.tile_bits", lambda width, height: 8)
+    data = tiny_codec.encode(np.dstack([picture(300, 270)] * 2)[:, :, :4])
+    for module in ("tiles", "alpha"):
+        monkeypatch.setattr(f"codec.{module}.workers", watched)
+    monkeypatch.setattr(Limits, "count_workers", lambda *_, **__: 1)
+    assert verify(data)[1]
+    assert given == [1, 1]
 
 
 def test_an_unknown_checkpoint_is_a_stage(verify, data):

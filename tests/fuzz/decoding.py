@@ -11,7 +11,7 @@ from pathlib import Path
 
 from mutations import with_symbol_crc
 
-from bitstream.container import open_container
+from bitstream.container import open_container, read_head
 from bitstream.errors import CodecError, DesyncError
 from bitstream.header import Header
 from codec.api import Codec
@@ -88,7 +88,9 @@ def judge(codec: Codec, data: bytes) -> Outcome:
 
 
 def judge_part(codec: Codec, data: bytes) -> None:
-    """Decode the last pixel of a file, reading only what that takes. Raises whatever is no CodecError."""
+    """Read the head of a file, then decode its last pixel, reading only what that takes. Raises whatever is no CodecError."""
+    with suppress(CodecError):
+        read_head(BytesIO(data))
     with suppress(CodecError):
         source = open_container(BytesIO(data))
         codec.decode_tiles(source, crop=(source.header.width - 1, source.header.height - 1, 1, 1))

@@ -22,6 +22,8 @@ from codec.machine import physical_cores
 from codec.metrics import psnr_db
 from codec.targets import Target
 
+GOLDEN = Path(__file__).parent.parent.parent / "golden"
+
 
 @pytest.fixture
 def source(tmp_path, picture):
@@ -299,6 +301,7 @@ def test_other_weights_have_another_fingerprint(tmp_path, tiny_checkpoint, insta
         ({"colour": 1}, UsageError, "option 'colour' is not known: choose from bpp, "),
         ({"listed": "a"}, UsageError, "either a source or a list"),
         ({"model": "none"}, CheckpointError, "no checkpoint is named 'none'"),
+        ({"model": str(GOLDEN / "tiny-joint.safetensors"), "effort": 1}, UsageError, "joint has no effort above 0"),
         ({"model": "none.safetensors"}, CheckpointError, "none.safetensors cannot be read"),
     ],
 )
