@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from bitstream.errors import UsageError
-from codec.cli_options import DEVICES, limit_options, limits_of
+from codec.cli_options import DEVICES, limit_options, limits_of, printable
 
 if TYPE_CHECKING:
     from codec.batch import Summary
@@ -88,10 +88,10 @@ def batch(
             limits=limits_of(max_pixels, max_memory), **options,
         )  # fmt: skip
     for row in summary.failures[:SHOWN_FAILURES]:
-        click.echo(f"codec: {row['error']}", err=True)
+        click.echo(f"codec: {printable(row['error'])}", err=True)
     if summary.failed > SHOWN_FAILURES:
-        click.echo(f"codec: {summary.failed - SHOWN_FAILURES} more failures: {summary.manifest} has them", err=True)
-    click.echo(json.dumps(_facts(summary)) if as_json else _sentence(summary))
+        click.echo(f"codec: {summary.failed - SHOWN_FAILURES} more failures: {printable(summary.manifest)} has them", err=True)
+    click.echo(json.dumps(_facts(summary)) if as_json else printable(_sentence(summary)))
     if summary.failed:
         sys.exit(1)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import os
 import secrets
@@ -121,16 +122,32 @@ def _unreadable(path: str | PathLike[str]) -> Iterator[None]:
         raise UsageError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
 
 
+def walk_files(folder: str | PathLike[str]) -> Iterator[str]:
+    """Yield the regular files below a folder, in order of their names, hidden ones left out. Raises UsageError."""
+
+    def refuse(error: OSError) -> None:
+        raise UsageError(f"{error.filename}: cannot be read ({error.strerror})") from error
+
+    for place, folders, names in os.walk(folder, onerror=refuse):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names):
+            if not name.startswith(".") and os.path.isfile(os.path.join(place, name)):
+                yield os.path.join(place, name)
+
+
 def lock_folder(folder: Path) -> int | None:
     """Lock a folder until the descriptor is closed or the process dies; None where that does not exist. Raises UsageError."""
     try:
         import fcntl
     except ImportError:  # Windows
         return None
-    descriptor = os.open(folder, os.O_RDONLY)
+    with _unreadable(folder):
+        descriptor = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         os.close(descriptor)
+        if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):  # some network drives have no locks
+            return None
         raise UsageError(f"{folder}: another run is writing there: wait for it, or choose another folder") from error
     return descriptor

@@ -1,4 +1,4 @@
-"""What measurements are labelled with."""
+"""What this machine is: a label of measurements, and the number of cores that work may be shared by."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from bitstream.errors import UsageError
 from bitstream.header import SIGNATURE
-from codec.files import check_target
+from codec.files import check_target, walk_files
 
 STREAM = "-"  # stdin as a source, stdout as a target
 SUFFIX = ".lic"
@@ -117,22 +117,9 @@ def _sources(path: str, recursive: bool, wanted: Callable[[str], bool]) -> Itera
     if not recursive:
         raise UsageError(f"{path} is a folder: give --recursive to take what is below it")
     found = False
-    for source in _walk(path):
+    for source in walk_files(path):
         if wanted(source):
             found = True
             yield source, os.path.relpath(source, path)
     if not found:
         raise UsageError(f"{path}: no files of the expected kind are below it: name them one by one")
-
-
-def _walk(folder: str) -> Iterator[str]:
-    """Yield the regular files below a folder, in order of their names, hidden ones left out. Raises UsageError."""
-
-    def refuse(error: OSError) -> None:
-        raise UsageError(f"{error.filename}: cannot be read ({error.strerror})") from error
-
-    for place, folders, names in os.walk(folder, onerror=refuse):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(names):
-            if not name.startswith(".") and os.path.isfile(os.path.join(place, name)):
-                yield os.path.join(place, name)

@@ -154,17 +154,26 @@ def speed(result: dict[str, Any]) -> str:
     )
 
 
-def start() -> str:
-    """Return the section on cold starts, nothing if they were not measured."""
-    if not (RESULTS / "start.json").exists():
-        return ""
-    result = load("start.json")
+def start(result: dict[str, Any]) -> str:
+    """Return the section on cold starts."""
     picture, times = result["picture"], result["median_s"]
     names = {name: f"`codec {name}`" for name in times} | {"import torch": '`python -c "import torch"`'}
     return (
         f"\nCold starts, whole processes, `{result['model']}`, a picture of {picture['width']}×{picture['height']} pixels, "
         f"{result['threads']} threads, {result['machine']['cpu']}, medians of {result['runs']}:\n\n"
         + table(list(names.values()), [[f"{times[name]:.2f} s" for name in names]])
+    )
+
+
+def batch(result: dict[str, Any]) -> str:
+    """Return the sentence on many pictures."""
+    one, two = (result["local"][key]["median"]["seconds"] for key in ("1", "2"))
+    ray, killed = result["ray"]["seconds"], result["killed"]
+    return (
+        f"\n`codec batch`, {result['pictures']} pictures of {result['megapixels']:.0f} megapixels in all, {result['cpu']}, "
+        f"whole runs: {one:.1f} s by one worker, {two:.1f} s by two ({result['speedup']:.2f} times as fast); the engine ray: "
+        f"{ray:.1f} s, with equal bytes. A worker killed, then the whole run, and gone on with: {killed['rows']} rows, "
+        f"{killed['listed_twice']} twice.\n"
     )
 
 
@@ -276,7 +285,7 @@ def main(check: bool) -> None:
     """Rewrite the sections between the markers."""
     parts = {"kodak/summary": rate_distortion, "targets": targets, "effort": effort, "speed": speed, "scale": scale}
     readme = "\n".join(write(load(f"{name}.json")) for name, write in parts.items())
-    readme += start() + "\n" + trust(load("fuzz.json"), load("kill.json"))
+    readme += start(load("start.json")) + batch(load("batch.json")) + "\n" + trust(load("fuzz.json"), load("kill.json"))
     sections = {"README.md": f"\n{readme}\n", "docs/models.md": f"\n{models()}\n"}
     for name, section in sections.items():
         path = ROOT / name

@@ -18,8 +18,7 @@ from urllib.parse import unquote, urlsplit
 from bitstream.errors import UsageError
 from codec.batch import storage
 from codec.images import SUFFIXES
-
-LIC = ".lic"
+from codec.pairs import SUFFIX as LIC
 
 
 @dataclass(frozen=True)
@@ -61,6 +60,8 @@ def listed_items(path: str, target: str, *, suffix: str = LIC) -> list[Item]:
     data = storage.read(storage.place_of(path))
     if data is None:
         raise UsageError(f"{path}: no such file")
+    if b"\0" in data:
+        raise UsageError(f"{path}: the list is not UTF-8 text: save it as UTF-8, one path or URL a line")
     lines = (os.fsdecode(line).strip("\r") for line in data.removeprefix(b"\xef\xbb\xbf").split(b"\n"))
     places = {storage.place_of(line): _listed_name(line) for line in lines if line.strip()}
     if not places:

@@ -73,11 +73,14 @@ class _Worker:
             self.process.start()
         theirs.close()  # now it closes when the worker dies
 
-    def give(self, item: Item) -> None:
-        """Let an idle worker begin with a picture."""
-        self.item = item
-        with contextlib.suppress(OSError):  # it has just died: ``Crew`` will see that
+    def give(self, item: Item) -> bool:
+        """Let an idle worker begin with a picture; return false if it has just died, as ``Crew`` will see."""
+        try:
             self.pipe.send(item)
+        except OSError:
+            return False
+        self.item = item
+        return True
 
 
 class _Crew:
@@ -135,10 +138,10 @@ class _Crew:
         for each in self.workers:
             if not each.ready or each.item is not None:
                 continue
-            if self.waiting:
-                each.give(self.waiting.popleft())
-            elif self.suspects and not any(w.item for w in self.workers):
-                each.give(self.suspects.popleft())
+            alone = not any(w.item for w in self.workers)
+            queue = self.waiting if self.waiting else self.suspects if alone else None
+            if queue and each.give(queue[0]):
+                queue.popleft()
 
     def stop(self) -> None:
         """Let idle workers end."""
@@ -224,5 +227,5 @@ def _leave(number: int, _: FrameType | None) -> None:
 
 def _end_with(parent: BaseProcess) -> None:
     parent.join()
-    with worker.WRITING:  # no temporary file is left behind
+    with worker.WRITING:  # no target is left half written
         os._exit(1)

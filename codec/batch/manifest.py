@@ -3,7 +3,7 @@
 A row has source and target (its name below DST), source_bytes, target_bytes, width, height, bpp (of the .lic file), seconds,
 status, error (one sentence, else null), model, model_id, settings, fingerprint (of settings and weights), and, where they
 exist, psnr_db (null: infinite) and warnings. The status is "done", "failed", or "outdated": a file is there, but shall be made
-again, with other options or because the picture was edited.
+again, with other options or because the picture was edited. A row that failed has "outdated": true if such a file is there.
 
 Only the parent writes, one line by one call. The file is written anew, whole or not at all, when a run begins and when it ends
 in any way but by SIGKILL: then each picture has one line. In between, the line of a picture that was outdated is followed by
@@ -34,30 +34,40 @@ REMOTE_SHARE = 20  # times as long as one takes
 
 
 class Manifest:
-    """The rows by the target's name. As a context it is read, and its folder locked (where the system can)."""
+    """The rows by the target's name. As a context it is read; its folder and ``target`` are locked (where the system can)."""
 
-    def __init__(self, place: str) -> None:
-        self.place = place
+    def __init__(self, place: str, target: str = "") -> None:
+        self.place, self._target = place, target
         self.rows: dict[str, Row] = {}
         self._file: BinaryIO | None = None
-        self._lock: int | None = None
+        self._locks: list[int] = []
         self._begun, self._written, self._cost = False, 0.0, 0.0
 
     def __enter__(self) -> Manifest:
-        """Lock the folder and read the rows. Raises UsageError if another run writes there, or the file is not a manifest."""
-        if not storage.is_url(self.place):
-            folder = os.path.dirname(self.place)
-            try:
-                os.makedirs(folder, exist_ok=True)
-            except OSError as error:
-                raise UsageError(f"{folder}: cannot be made a folder ({error.strerror})") from error
-            self._lock = lock_folder(Path(folder))
+        """Lock the folders and read the rows. Raises UsageError if another run writes there, or the file is not a manifest."""
         try:
+            for folder in self._folders():
+                self._take(folder)
             self.rows = read(self.place)
         except BaseException:
             self._unlock()
             raise
         return self
+
+    def _folders(self) -> list[str]:
+        """Return the local folders that a run writes to: that of the targets, and the manifest's."""
+        places = [self._target] if self._target else []
+        places += [os.path.dirname(self.place)] if not storage.is_url(self.place) else []
+        return list(dict.fromkeys(os.path.realpath(place) for place in places if not storage.is_url(place)))
+
+    def _take(self, folder: str) -> None:
+        try:
+            os.makedirs(folder, exist_ok=True)
+        except OSError as error:
+            raise UsageError(f"{folder}: cannot be made a folder ({error.strerror})") from error
+        lock = lock_folder(Path(folder))
+        if lock is not None:
+            self._locks.append(lock)
 
     def begin(self, rows: Iterable[Row]) -> None:
         """Write the file anew with these rows, and be ready to add to it."""
@@ -65,7 +75,10 @@ class Manifest:
         self._write_all()
         self._begun = True
         if not storage.is_url(self.place):
-            self._file = open(self.place, "ab", buffering=0)
+            try:
+                self._file = open(self.place, "ab", buffering=0)
+            except OSError as error:
+                raise WriteError(f"{self.place}: cannot be written ({error.strerror})") from error
 
     def add(self, row: Row) -> None:
         """Keep a row; of a local manifest the system has it when this returns. Raises WriteError."""
@@ -102,9 +115,8 @@ class Manifest:
         self._cost = self._written - begin
 
     def _unlock(self) -> None:
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+        while self._locks:
+            os.close(self._locks.pop())
 
 
 def read(place: str) -> dict[str, Row]:
@@ -117,7 +129,7 @@ def read(place: str) -> dict[str, Row]:
     for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line) if line.strip() else None
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             if number == len(lines):
                 break
             raise UsageError(f"{place}, line {number}: not JSON: remove the line, or name another --manifest") from error

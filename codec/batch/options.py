@@ -8,12 +8,15 @@ import os
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from bitstream.errors import CheckpointError, UsageError
 from bitstream.limits import Limits
 from codec.targets import DEFAULT_QUALITY, Target
 from models.manifest import manifest
 
 DEFAULT_MODEL = "swift"
+MAX_EFFORT = 10  # of models.refine, which needs torch
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,11 @@ class Options:
     weights: str = ""  # SHA-256, by ``resolved``
 
     def __post_init__(self) -> None:
+        for name in (*Target.__dataclass_fields__, "effort"):
+            if isinstance(value := getattr(self, name), np.generic):  # JSON takes Python's numbers only
+                object.__setattr__(self, name, value.item())
+        if type(self.effort) is not int or self.effort not in range(MAX_EFFORT + 1):
+            raise UsageError(f"effort is {self.effort!r}, expected 0 … {MAX_EFFORT}")
         if self.model is None and not self.decode:
             object.__setattr__(self, "model", DEFAULT_MODEL)
         if self.model is not None and str(self.model).endswith(".safetensors"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field, replace
@@ -84,13 +85,14 @@ def run(
     begin = time.perf_counter()
     if engine not in ENGINES:
         raise UsageError(f"engine is {engine!r}, expected {' or '.join(ENGINES)}")
-    if workers is not None and workers < 0:
-        raise UsageError(f"workers is {workers}, expected 0 or more")
+    least = 1 if engine == "ray" else 0
+    if workers is not None and workers < least:
+        raise UsageError(f"workers is {workers}, expected {least} or more")
     chosen = Options(**_checked(options)).resolved()
     items = _items(source, target, listed, chosen)
     goal = storage.place_of(target)
     workers = _workers(items, workers, engine)
-    book = Manifest(storage.join(goal, NAME) if manifest is None else storage.place_of(manifest))
+    book = Manifest(storage.join(goal, NAME) if manifest is None else storage.place_of(manifest), goal)
     summary = Summary(book.place, len(items))
     with book:
         todo, kept = _plan(items, book.rows, chosen, goal, overwrite)
@@ -99,11 +101,20 @@ def run(
         progress(0, len(todo), None)
         with contextlib.closing(_rows(todo, chosen, workers, engine, ray_address)) as rows:
             for number, row in enumerate(rows, 1):
-                book.add(row)
+                book.add(_inherit(row, book.rows.get(row["target"])))
                 summary.count(row)
                 progress(number, len(todo), row)
     summary.seconds = time.perf_counter() - begin
     return summary
+
+
+def _inherit(row: Row, before: Row | None) -> Row:
+    """Let the row of a picture that failed know that an older file of it is there: a later run may replace it."""
+    return row | {"outdated": True} if row["status"] != DONE and before is not None and _is_outdated(before) else row
+
+
+def _is_outdated(row: Row) -> bool:
+    return row["status"] == OUTDATED or row.get("outdated") is True
 
 
 def _checked(options: dict[str, Any]) -> dict[str, Any]:
@@ -120,7 +131,7 @@ def _items(
     if (source is None) == (listed is None):
         raise UsageError("give either a source or a list")
     suffix = options.suffix if options.decode else LIC
-    if listed is not None or PurePath(str(source)).suffix.lower() == ".txt":
+    if listed is not None or (PurePath(str(source)).suffix.lower() == ".txt" and not os.path.isdir(str(source))):
         return listed_items(str(source if listed is None else listed), str(target), suffix=suffix)
     return find_items(str(source), str(target), suffixes=(LIC,) if options.decode else SUFFIXES, suffix=suffix)
 
@@ -152,7 +163,8 @@ def _plan(
             continue
         kept.pop(item.name, None)
         ours = False  # not what another source has become
-        if old is not None and old["source"] == item.source and old["status"] in (DONE, OUTDATED) and item.name in there:
+        known = old is not None and old["source"] == item.source and (old["status"] == DONE or _is_outdated(old))
+        if old is not None and known and item.name in there:
             kept[item.name], ours = old | {"status": OUTDATED}, True
         absent = storage.is_url(item.target) and item.name not in there  # each look would be a request
         todo.append(replace(item, overwrite=overwrite or ours or absent))

@@ -19,7 +19,7 @@ from typing import Any
 import fsspec
 
 from bitstream.errors import CodecError, ImageError, UsageError, WriteError
-from codec.files import write_atomic
+from codec.files import walk_files, write_atomic
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs"}  # of this package, for schemes
@@ -61,7 +61,10 @@ def is_of_one_process(place: str) -> bool:
 
 
 def find(root: str) -> dict[str, int | None]:
-    """Return the names of all files below a place, sorted, with slashes, and their bytes. Raises UsageError if it is none."""
+    """Return the names of the files below a place, sorted, with slashes, and their bytes; local ones that are not hidden.
+
+    Raises UsageError if it is none, or cannot be searched.
+    """
     if is_url(root):
         filesystem, path = _filesystem(root)
         with _said(root, "listed", UsageError):
@@ -75,11 +78,9 @@ def find(root: str) -> dict[str, int | None]:
 
 
 def _walk(root: str) -> Iterator[tuple[str, int]]:
-    for folder, _, names in os.walk(root):
-        for name in names:
-            path = os.path.join(folder, name)
-            with contextlib.suppress(OSError):  # it has gone, or is a link to nothing
-                yield Path(path).relative_to(root).as_posix(), os.stat(path).st_size
+    for path in walk_files(root):
+        with contextlib.suppress(OSError):  # it has gone
+            yield Path(path).relative_to(root).as_posix(), os.stat(path).st_size
 
 
 def sizes(root: str, names: Iterable[str]) -> dict[str, int | None]:
@@ -106,6 +107,8 @@ def fetched(place: str) -> Iterator[Path]:
     Raises ImageError if it cannot be fetched, UsageError if what its scheme needs is not installed.
     """
     if not is_url(place):
+        if os.path.exists(place) and not os.path.isfile(place):
+            raise ImageError(f"{place}: a folder, pipe or device, expected a file")
         yield Path(place)
         return
     filesystem, path = _filesystem(place)
@@ -162,11 +165,19 @@ def _write_remote(place: str, data: bytes) -> None:
         filesystem.makedirs(folder, exist_ok=True)
         try:
             filesystem.pipe_file(temporary, data)
-            filesystem.mv(temporary, path)
+            _rename(filesystem, temporary, path)
         except BaseException:
             with contextlib.suppress(Exception):  # what went wrong first is what counts
                 filesystem.rm_file(temporary)
             raise
+
+
+def _rename(filesystem: Any, temporary: str, path: str) -> None:
+    if not set("*?[") & set(path):
+        filesystem.mv(temporary, path)
+        return
+    filesystem.cp_file(temporary, path)  # unlike ``mv`` it takes names as they are
+    filesystem.rm_file(temporary)
 
 
 def _filesystem(url: str) -> tuple[Any, str]:

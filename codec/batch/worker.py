@@ -47,7 +47,7 @@ def process(item: Item, options: Options) -> Row:
         try:
             row |= {**(_decode if options.decode else _encode)(item, options), "status": DONE}
         except CodecError as error:
-            row["error"] = str(error)
+            row["error"] = _about(item, str(error))
         except (MemoryError, RuntimeError) as error:
             if isinstance(error, RuntimeError) and "memory" not in str(error):  # torch says so in many ways
                 row["error"] = f"{item.source}: {unexpected(error)}"
@@ -72,6 +72,11 @@ def dead_row(item: Item, options: Options, how: str) -> Row:
     """Return the row of a picture that was the end of ``MAX_DEATHS`` processes; ``how`` the last one died."""
     reason = "it may need more memory than there is: try it by itself, or refuse such pictures with --max-pixels"
     return blank_row(item, options) | {"error": f"{item.source}: the process that worked on it died twice ({how}): {reason}"}
+
+
+def _about(item: Item, sentence: str) -> str:
+    """Return a sentence that says which picture it is about."""
+    return sentence if sentence.startswith((item.source, item.target)) else f"{item.source}: {sentence}"
 
 
 def _encode(item: Item, options: Options) -> Row:

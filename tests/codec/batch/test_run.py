@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -11,6 +10,7 @@ from pathlib import Path
 import fsspec
 import pytest
 import torch
+from manifests import rows
 from PIL import Image
 
 from bitstream.errors import CheckpointError, UsageError
@@ -23,30 +23,6 @@ from codec.metrics import psnr_db
 from codec.targets import Target
 
 GOLDEN = Path(__file__).parent.parent.parent / "golden"
-
-
-@pytest.fixture
-def source(tmp_path, picture):
-    """A folder with two pictures, one in a folder of its own."""
-    folder = tmp_path / "src"
-    (folder / "sub").mkdir(parents=True)
-    Image.fromarray(picture(20, 33)).save(folder / "a.png")
-    Image.fromarray(picture(16, 24, seed=1)).save(folder / "sub" / "b.png")
-    return folder
-
-
-@pytest.fixture
-def batch(installed):
-    """Return batch(source, target, **options): a run in this process, with the tiny checkpoint as the installed one."""
-    return lambda source, target, **options: run(source, target, **{"workers": 0, "device": "cpu"} | options)
-
-
-def rows(target):
-    """Return the rows of the manifest by the target's name; a name twice is an error."""
-    lines = [json.loads(line) for line in (target / "manifest.jsonl").read_text().splitlines()]
-    by_name = {row["target"]: row for row in lines}
-    assert len(by_name) == len(lines)
-    return by_name
 
 
 def made(target):
