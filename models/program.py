@@ -34,6 +34,12 @@ INPUTS = {"add": 2, "mul": 2}  # of all others 1
 GDN_CONSTANTS = tuple(f"{name}_reparam.{key}" for name in ("beta", "gamma") for key in ("pedestal", "lower_bound.bound"))
 BLOCKS_MAX, OPERATIONS_MAX, CHANNELS_MAX, SIZE_MAX = 256, 64, 4096, 16  # the last of kernels, strides and factors
 SIDES = {"g_a": (16, 1), "g_s": (1, 16), "h_a": (4, 1)}  # what the sides of inputs and outputs are multiples of
+PICTURE_SIDES = {"g_a": 16, "g_s": 16, "h_a": 64}  # those of the picture's pixels
+CELL = 16**2  # pixels that costs are counted for: those of a position of y
+VALUES_MAX = 2**16  # numbers of a cell at once: 1 GiB of float32 for 1024×1024 pixels
+WORK_MAX = 2**22  # multiplications for a pixel, in a transform
+ELEMENT_WORK = 16  # multiplications that take about as long as to read and write a number
+LAP_COPIES = 2  # of its input, besides what it returns
 EXPORT = "export it again"
 
 
@@ -159,10 +165,14 @@ def _is_valid(field: str, value: Any) -> bool:
 
 
 def check(programs: Programs, tensors: Mapping[str, Tensor], m: int, n: int) -> None:
-    """Check that programs fit the tensors of a checkpoint, of M channels of y and N of z. Raises CheckpointError."""
+    """Check that programs fit the tensors of a checkpoint, of M channels of y and N of z, and what they cost.
+
+    Raises CheckpointError.
+    """
     channels = {"g_a": (3, m), "g_s": (m, 3), "h_a": (m, n)}
+    names: set[str] = set()
     for part, program in programs.items():
-        (width, end), (side, last_side) = channels[part], SIDES[part]
+        (width, end), (side, last_side), work = channels[part], SIDES[part], 0.0
         for number, block in enumerate(program):
             shapes = [(width, side)]
             for i, operation in enumerate(block.operations, 1):
@@ -171,13 +181,47 @@ def check(programs: Programs, tensors: Mapping[str, Tensor], m: int, n: int) -> 
                     raise CheckpointError(f"checkpoint: transform {where} is not alone in its block: {EXPORT}")
                 if operation.name and not operation.name.startswith(f"{part}."):
                     raise CheckpointError(f"checkpoint: transform {where} has tensors of another part: {EXPORT}")
+                if operation.name in names:  # each has a copy of its weights
+                    raise CheckpointError(f"checkpoint: transform {where} has the name of another operation: {EXPORT}")
                 shapes.append(_flow(operation, [shapes[j] for j in operation.inputs], tensors, where))
+                names |= {operation.name} - {""}
+            values, block_work = costs(block, shapes, tensors, PICTURE_SIDES[part])
+            work += block_work
+            if values > VALUES_MAX or work > WORK_MAX:
+                raise CheckpointError(
+                    f"checkpoint: transform {part}, block {number} holds {values:.0f} numbers at once for 16×16 pixels, and up "
+                    f"to it a pixel takes {work:.0f} products; expected at most {VALUES_MAX} and {WORK_MAX}: make it smaller"
+                )
             width, side = shapes[-1]
         if (width, side) != (end, last_side):
             raise CheckpointError(
                 f"checkpoint: transform {part} makes {width} channels, sides multiples of {side}; expected {end}, {last_side}: "
                 f"{EXPORT}"
             )
+
+
+def costs(block: Block, shapes: list[tuple[int, int]], tensors: Mapping[str, Tensor], full: int) -> tuple[float, float]:
+    """Return how many numbers a checked block holds at once for 16×16 pixels, and its multiplications for a pixel.
+
+    ``shapes`` are the channels of its values, and what their sides are multiples of; ``full`` is that of the picture's.
+    """
+    operations = block.operations
+    positions = [CELL * side**2 / full**2 for _, side in shapes]
+    sizes = [channels * each for (channels, _), each in zip(shapes, positions, strict=True)]
+    last = {i: number for number, operation in enumerate(operations, 1) for i in operation.inputs}
+    last[0] = len(operations)  # who called holds it
+    work = values = 0.0
+    for number, operation in enumerate(operations, 1):
+        alive = sum(size for i, size in enumerate(sizes[:number]) if last.get(i, 0) >= number) + sizes[number]
+        values = max(values, alive + (LAP_COPIES * sizes[0] if operation.kind == "lap" else 0))
+        products = 0.0
+        if operation.kind in ("conv2d", "conv_transpose2d"):
+            down = number if operation.kind == "conv2d" else operation.inputs[0]  # the value with fewer positions
+            products = math.prod(shape_of(tensors, f"{operation.name}.weight")) * positions[down]
+        elif operation.kind == "gdn":
+            products = sizes[number] * shapes[number][0]
+        work += max(products, ELEMENT_WORK * sizes[number])
+    return values, work / CELL
 
 
 def _flow(operation: Operation, inputs: list[tuple[int, int]], tensors: Mapping[str, Tensor], where: str) -> tuple[int, int]:

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from bitstream.errors import UsageError
 from models.configs import (
@@ -20,7 +25,8 @@ from models.configs import (
 if TYPE_CHECKING:
     from models.network import Network
 
-SIZE_MAX = 1024  # of every number in a config: a damaged one must not take all memory
+SIZE_MAX = 1024  # of every number in a config; what they make together is bounded where checkpoints are read (models.runtime)
+DEPTH_MAX = 100  # of those that count blocks: two of them stay below what a program may have
 MODELS: dict[str, tuple[type[RateConfig], str]] = {
     "swift": (SwiftConfig, "models.swift:Swift"),
     "factorized": (FactorizedConfig, "models.factorized:Factorized"),
@@ -48,14 +54,40 @@ def configure(name: str, config: dict[str, Any] | None = None) -> RateConfig:
             continue
         if type(value) not in kinds or value < 0 or (value == 0 and not key.startswith("blocks")):
             raise UsageError(f"model {name}: {key} is {value!r}, expected a value like {defaults[key]!r}, above 0 if a number")
-        if not value <= SIZE_MAX:
-            raise UsageError(f"model {name}: {key} is {value!r}, expected at most {SIZE_MAX}")
+        largest = DEPTH_MAX if key.startswith("blocks") else SIZE_MAX
+        if not value <= largest:
+            raise UsageError(f"model {name}: {key} is {value!r}, expected at most {largest}")
     return config_class(**(config or {}))
 
 
 def build(name: str, config: dict[str, Any] | None = None) -> Network:
     """Return a fresh network of what ``configure`` returns; imports CompressAI. Raises UsageError as it does."""
     cfg = configure(name, config)
-    module, class_name = MODELS[name][1].split(":")
-    network: Network = getattr(importlib.import_module(module), class_name)(cfg)
+    network: Network = _class_of(name)(cfg)
     return network
+
+
+def skeleton(name: str, config: dict[str, Any] | None = None) -> Network:
+    """Return ``build``'s network without memory for its weights, which have shapes alone. Raises UsageError as it does."""
+    cfg = configure(name, config)
+    network_class = _class_of(name)  # imported before: tensors of modules are not to be without memory
+    with torch.random.fork_rng(devices=[]), torch.device("meta"), _OfShapes():
+        network: Network = network_class(cfg)
+    return network
+
+
+class _OfShapes(TorchFunctionMode):
+    """Let tensors with memory, CompressAI's constants of GDN, meet those without."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if any(isinstance(value, Tensor) and value.is_meta for value in args):
+            args = tuple(value.to("meta") if isinstance(value, Tensor) else value for value in args)
+        return func(*args, **(kwargs or {}))
+
+
+def _class_of(name: str) -> Callable[[RateConfig], Network]:
+    module, class_name = MODELS[name][1].split(":")
+    network_class: Callable[[RateConfig], Network] = getattr(importlib.import_module(module), class_name)
+    return network_class

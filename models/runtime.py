@@ -22,21 +22,18 @@ from torch import Tensor
 
 from bitstream.coder import StreamReader, StreamWriter
 from bitstream.engines import Engine
-from bitstream.errors import CheckpointError, DesyncError, UsageError
+from bitstream.errors import CheckpointError, DesyncError
 from bitstream.grid import Rect, padded
 from bitstream.mixture import mixture_crc
 from bitstream.tables import constants_crc
-from models import program
 from models.checkpoint import Checkpoint, load_checkpoint
-from models.configs import RateConfig
 from models.entropy import IntegerEntropy
-from models.entropy_tensors import PREFIX, load_entropy
+from models.entropy_tensors import load_entropy
 from models.inference import MixedPrecision
 from models.latents import count_beyond
 from models.layout import EntropyLayout
-from models.program import Programs
+from models.loading import FLOAT_PARTS, config_of, load_network, programs_of
 from models.refine import Refiner
-from models.registry import build, configure
 from models.rounding import FIXED_BITS
 from models.thumbnail import Thumbnail
 from models.windows import Span
@@ -44,7 +41,6 @@ from models.windows import Span
 if TYPE_CHECKING:
     from models.network import Network
 
-FLOAT_PARTS = ("g_a.", "g_s.", "h_a.")  # what runs in floating point, and lies in a checkpoint as float16
 CLAMPED = 2 << FIXED_BITS  # rounding, and the dead zone, are never further away: the symbol must have been clamped
 STRIDE_Y, STRIDE_Z = 16, 64  # pixels that one position of y and of z stands for
 
@@ -73,44 +69,6 @@ def check_symbols(found: int, stored: int) -> None:
             f"decoded symbols have CRC {found:08x}, the file says {stored:08x}: the file is damaged, or this machine "
             "computes differently: run `codec doctor` and report it"
         )
-
-
-def config_of(checkpoint: Checkpoint) -> RateConfig:
-    """Return the config of a checkpoint's model. Raises CheckpointError for one that cannot be."""
-    try:
-        return configure(checkpoint.model, checkpoint.config)
-    except UsageError as error:
-        raise CheckpointError(f"checkpoint {checkpoint.name}: {error}: export it again, or update") from error
-
-
-def programs_of(checkpoint: Checkpoint, config: RateConfig) -> Programs:
-    """Return the programs of a checkpoint's transforms, checked: its own, or, of an older one, those of its network.
-
-    Only for the latter CompressAI is imported. Raises CheckpointError.
-    """
-    if checkpoint.transforms is not None:
-        programs = program.unpack(checkpoint.transforms, hyper=bool(config.layout().hyper))
-    else:
-        from models.tracing import trace
-
-        programs = trace(build(checkpoint.model, checkpoint.config))
-    program.check(programs, checkpoint.tensors, config.M, config.N)
-    return programs
-
-
-def load_network(checkpoint: Checkpoint) -> Network:
-    """Return the float network with the checkpoint's transforms in float32. Raises CheckpointError if one is missing."""
-    config_of(checkpoint)
-    network = build(checkpoint.model, checkpoint.config)
-    floats = {name: t.float() for name, t in checkpoint.tensors.items() if not name.startswith(PREFIX)}
-    try:
-        network.load_state_dict(floats, strict=False, assign=True)
-    except RuntimeError as error:
-        raise CheckpointError(f"checkpoint {checkpoint.name}: {error}: export it again") from error
-    for name in network.state_dict():
-        if name.startswith(FLOAT_PARTS) and name not in floats:
-            raise CheckpointError(f"checkpoint {checkpoint.name}: tensor {name} is missing: export it again")
-    return network
 
 
 @dataclass(frozen=True)

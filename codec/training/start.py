@@ -14,9 +14,9 @@ from codec.training.state import read_state
 from models.checkpoint import load_checkpoint
 from models.configs import RateConfig
 from models.dequantise import dequantise, fit_density
+from models.loading import load_network
 from models.network import Network
 from models.registry import configure
-from models.runtime import load_network
 
 log = logging.getLogger(__name__)
 

@@ -15,6 +15,7 @@ import torch
 from compressai.layers import GDN, AttentionBlock
 from PIL import Image
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from bitstream.errors import CheckpointError
 from models import program
@@ -22,11 +23,13 @@ from models.checkpoint import load_checkpoint, save_checkpoint
 from models.configs import SwiftConfig
 from models.inference import MixedPrecision
 from models.layers import Float32
+from models.loading import MARGIN_MAX, config_of, load_network, programs_of
 from models.operations import ReadyBlock, Weights, _blocked_gdn
 from models.program import Block, Operation
-from models.registry import MODELS, build
-from models.runtime import LoadedModel, config_of, load_network, programs_of
+from models.registry import MODELS, build, skeleton
+from models.runtime import LoadedModel
 from models.tracing import PARTS, trace, trace_layers
+from models.windows import margins
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
@@ -235,6 +238,10 @@ HOSTILE = {
     "a factor of 1": (lambda p: first(p, "pixel_unshuffle").update(factor=1), "has factor '1'"),
     "padding is 1.0": (lambda p: first(p, "conv2d").update(padding=1.0), "has padding '1.0'"),
     "tensors of another part": (lambda p: first(p, "conv2d").update(name="g_s.tail"), "has tensors of another part"),
+    "a tensor of two operations": (
+        lambda p: p["g_a"][3]["ops"][2].update(name=first(p, "conv2d")["name"]),
+        "block 3, operation 3 .conv2d. has the name of another operation",
+    ),
     "integers as weights": (lambda p: first(p, "conv2d").update(name="g_a.integers"), "is torch.int8, expected floats"),
     "a tensor is missing": (lambda p: first(p, "conv2d").update(name="g_a.none"), "tensor g_a.none.weight is missing"),
     "another kernel": (lambda p: first(p, "conv2d").update(kernel=3, padding=1), "does not fit 192 channels"),
@@ -287,8 +294,8 @@ def test_a_transposed_convolution_doubles_sides_exactly():
 def test_growing_beyond_the_picture_is_refused():
     up = Block((Operation("pixel_shuffle", (0,), factor=16),))
     program.check({"g_s": (up,)}, {}, 3 * 16**2, 8)
-    with pytest.raises(CheckpointError, match="block 1, operation 1 .* does not fit 768 channels, sides multiples of 16"):
-        program.check({"g_s": (up, up)}, {}, 3 * 16**4, 8)
+    with pytest.raises(CheckpointError, match="block 1, operation 1 .* does not fit 12 channels, sides multiples of 16"):
+        program.check({"g_s": (up, Block((Operation("pixel_shuffle", (0,), factor=2),)))}, {}, 12 * 16**2, 8)
 
 
 # --- coding imports neither CompressAI nor what it brings along
@@ -319,3 +326,107 @@ def test_an_unused_config_does_not_matter_to_a_program(swift):
     """The widths of the layers are those of the tensors: config has what the entropy path needs."""
     wide = dataclasses.replace(swift, config=swift.config | {"C": SwiftConfig.C})
     assert isinstance(LoadedModel(wide, CPU).g_a, MixedPrecision)
+
+
+# --- what a program may cost
+
+UP = Block((Operation("pixel_shuffle", (0,), factor=16),))
+
+
+def convolution(name, old, new):
+    """Return the weight and bias of a 1×1 convolution of g_s."""
+    return {f"{name}.weight": torch.zeros(new, old, 1, 1), f"{name}.bias": torch.zeros(new)}
+
+
+@pytest.mark.parametrize("channels", [250, 251, 4096])
+def test_numbers_at_once_are_bounded(channels):
+    """Between two values of 3 channels, at full resolution, a wide one: in the second step all three are there."""
+    pair = Block((Operation("conv2d", (0,), "g_s.wide"), Operation("conv2d", (1,), "g_s.back")))
+    tensors = convolution("g_s.wide", 3, channels) | convolution("g_s.back", channels, 3)
+    if channels == 250:
+        program.check({"g_s": (UP, pair)}, tensors, 768, 8)
+        return
+    with pytest.raises(CheckpointError, match=f"g_s, block 1 holds {256 * (channels + 6)} numbers at once for 16×16 pixels"):
+        program.check({"g_s": (UP, pair)}, tensors, 768, 8)
+
+
+def test_products_are_bounded_where_there_are_no_weights():
+    """Each number that a step makes counts as 16 products: 64 · 80 · 16 for a pixel and block."""
+    block = Block(tuple(Operation("sigmoid", (i,)) for i in range(64)))
+    last = Block((Operation("conv2d", (0,), "g_s.last"),))
+    tensors = convolution("g_s.last", 80, 3)
+    program.check({"g_s": (UP, *[block] * 51, last)}, tensors, 80 * 256, 8)
+    with pytest.raises(
+        CheckpointError, match="g_s, block 52 .* a pixel takes 4261120 products; expected at most 65536 and 4194304"
+    ):
+        program.check({"g_s": (UP, *[block] * 52, last)}, tensors, 80 * 256, 8)
+
+
+def test_products_are_those_of_the_network(monkeypatch):
+    network = build("factorized", {"N": 16, "M": 24})
+    with FlopCounterMode(display=False) as counter:
+        network.g_s(torch.zeros(1, 24, 4, 4))
+    found = []
+    monkeypatch.setattr(program, "costs", lambda *args, costs=program.costs: found.append(costs(*args)[1]) or (0, 0))
+    program.check({"g_s": trace(network)["g_s"]}, network.state_dict(), network.cfg.M, network.cfg.N)
+    assert sum(found) == counter.get_total_flops() / 2 / 64**2
+
+
+@pytest.mark.parametrize(
+    ("name", "config"), [("joint", {"N": 192, "M": 320}), ("attention", {"N": 192, "M": 192}), ("swift", {"N": 320, "M": 640})]
+)
+def test_the_widest_networks_fit(name, config):
+    network = skeleton(name, config)
+    programs = trace(network)
+    program.check(programs, network.state_dict(), network.cfg.M, network.cfg.N)
+    assert max(margins(programs["g_a"])[0], 16 * margins(programs["g_s"])[0]) <= MARGIN_MAX
+
+
+def test_what_a_part_sees_is_bounded(swift, monkeypatch):
+    seen = margins(program.unpack(swift.transforms, hyper=True)["g_s"])[0] * 16
+    monkeypatch.setattr("models.loading.MARGIN_MAX", seen - 1)
+    monkeypatch.setitem(swift.transforms, "g_a", swift.transforms["g_a"][:1])
+    monkeypatch.setattr("models.program.check", lambda *args: None)  # g_a alone sees more
+    with pytest.raises(CheckpointError, match=f"transform g_s sees {seen} pixels around a part, expected at most {seen - 1}"):
+        programs_of(swift, config_of(swift))
+
+
+# --- checkpoints without programs, whose config asks for more than their tensors hold
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_skeleton_is_the_network_without_memory(name):
+    state = torch.get_rng_state()
+    bare, network = skeleton(name), build(name)
+    facts = [{key: (value.shape, value.dtype) for key, value in each.state_dict().items()} for each in (bare, network)]
+    assert facts[0] == facts[1]
+    there = [key for key, value in bare.state_dict().items() if not value.is_meta and value.numel() > 1]
+    assert all(key.startswith("entropy_bottleneck.") for key in there)  # some numbers for each channel
+    assert trace(bare) == trace(network)
+    torch.set_rng_state(state)
+    skeleton(name)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("load", [lambda c: LoadedModel(c, CPU), load_network], ids=["coding", "refining"])
+@pytest.mark.parametrize(
+    ("name", "config", "message"),
+    [
+        ("swift", {"C": 1024, "D": 1024}, r"tensor g_a\.stem\.weight is \(24, 192, 1, 1\), expected \(1024, 192, 1, 1\)"),
+        ("swift", {"blocks_8": 100, "blocks_16": 100}, r"tensor g_a\.\S+ is missing"),
+        ("swift", {"blocks_16": 1024}, "blocks_16 is 1024, expected at most 100"),
+        ("attention", {"M": 1024, "N": 1024}, r"tensor g_a\.\S+ is .* expected \(1024, 3, "),
+    ],
+)
+def test_a_config_larger_than_its_tensors_is_refused_before_it_is_built(golden, monkeypatch, load, name, config, message):
+    old = load_checkpoint(golden / f"tiny-{name}.safetensors")
+    monkeypatch.setattr("models.loading.build", lambda *_: pytest.fail("it was built"))
+    with pytest.raises(CheckpointError, match=message):
+        load(dataclasses.replace(old, config=old.config | config))
+
+
+def test_entropy_networks_of_a_config_are_bounded(tiny_checkpoint, monkeypatch):
+    monkeypatch.setattr("models.loading.build", lambda *_: pytest.fail("it was built"))
+    monkeypatch.setattr("models.loading.OTHERS_MAX", 1000)
+    with pytest.raises(CheckpointError, match="entropy networks of .* elements, expected at most 1000"):
+        load_network(load_checkpoint(tiny_checkpoint))

@@ -16,10 +16,11 @@ from bitstream.errors import CodecError, UsageError
 from codec import Codec, info
 from codec.cli import main
 from models.checkpoint import load_checkpoint
+from models.loading import load_network
 from models.network import distortion
 from models.refine import COLD, HOT, SLOPE, STEPS, Refiner, gumbel_symbols
 from models.registry import MODELS
-from models.runtime import LoadedModel, load_network
+from models.runtime import LoadedModel
 
 REFINABLE = ("swift", "hyperprior", "checkerboard")
 CPU = torch.device("cpu")
