@@ -22,8 +22,7 @@ _BUILT = frozenset(  # TIFF tags that say how a file is built, and what is store
     (*range(254, 260), *range(262, 269), *range(273, 285), *range(288, 293), 296, 297, 301, *range(317, 348), *range(512, 533),
      700, 32997, 33723, 34377, 34675, 37724, *range(50706, 51200))
 )  # fmt: skip
-_STORE_ICC = {"PNG", "JPEG", "WEBP", "AVIF", "MPO", "TIFF"}
-_STORE_EXIF = _STORE_XMP = _STORE_ICC
+_STORES = {"PNG", "JPEG", "WEBP", "AVIF", "MPO", "TIFF"}  # formats in which Pillow writes all three
 _TIFF_XMP = 700  # the tag
 
 
@@ -98,8 +97,8 @@ def save_options(info: Mapping[Any, Any], kind: str) -> tuple[dict[str, Any], li
     """Return the options of ``Image.save`` that write what ``info`` holds, and the names of what the format cannot hold."""
     options: dict[str, Any] = {}
     lost = []
-    for key, name, stores in (("icc_profile", "ICC profile", _STORE_ICC), ("exif", "EXIF data", _STORE_EXIF)):
-        if info.get(key) and kind in stores:
+    for key, name in (("icc_profile", "ICC profile"), ("exif", "EXIF data")):
+        if info.get(key) and kind in _STORES:
             options[key] = info[key]
         elif info.get(key):
             lost.append(name)
@@ -112,7 +111,7 @@ def save_options(info: Mapping[Any, Any], kind: str) -> tuple[dict[str, Any], li
     elif xmp and kind == "PNG":
         options["pnginfo"] = PngImagePlugin.PngInfo()
         options["pnginfo"].add_itxt("XML:com.adobe.xmp", xmp)
-    elif xmp and kind in _STORE_XMP:
+    elif xmp and kind in _STORES:
         options["xmp"] = xmp
     elif xmp:
         lost.append("XMP data")

@@ -25,7 +25,7 @@ from models.configs import (
 if TYPE_CHECKING:
     from models.network import Network
 
-SIZE_MAX = 1024  # of every number in a config; what they make together is bounded where checkpoints are read (models.runtime)
+SIZE_MAX = 1024  # of every number in a config; what they make together is bounded where checkpoints are read (models.loading)
 DEPTH_MAX = 100  # of those that count blocks: two of them stay below what a program may have
 MODELS: dict[str, tuple[type[RateConfig], str]] = {
     "swift": (SwiftConfig, "models.swift:Swift"),

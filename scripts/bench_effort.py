@@ -20,7 +20,7 @@ from codec import images
 from codec.api import Codec
 from codec.evaluation.curves import Curve, bd_rate_percent
 from codec.machine import cpu_name
-from codec.metrics import bpp, psnr_db
+from codec.metrics import bpp, decoded_psnr_db
 from codec.targets import Target
 
 QUALITIES = (15, 35, 55, 75)
@@ -34,7 +34,7 @@ def curve(coder: Codec, picture: images.Picture, effort: int) -> tuple[Curve, fl
         begin = time.perf_counter()
         data = coder.encode_picture(picture, Target(quality=quality), effort=effort)
         seconds.append(time.perf_counter() - begin)
-        psnr = psnr_db(picture.pixels, images.load(coder.decode(data)).pixels)
+        psnr = decoded_psnr_db(picture.pixels, coder.decode(data))
         points.append({"bpp": bpp(len(data), w, h), "psnr_db": psnr})
     return points, float(np.mean(seconds))
 

@@ -22,7 +22,7 @@ from bitstream.errors import TargetError
 from codec import images
 from codec.api import Codec
 from codec.describe import info
-from codec.metrics import bpp, psnr_db
+from codec.metrics import bpp, decoded_psnr_db
 from codec.targets import Target
 
 TARGETS: dict[str, tuple[float, ...]] = {"bpp": (0.3, 0.6, 1.2), "size": (20_000, 40_000, 60_000), "psnr": (30.0, 33.0, 36.0)}
@@ -35,7 +35,7 @@ def reached(coder: Codec, picture: images.Picture, target: Target) -> dict[str, 
     data = coder.encode_picture(picture, target)
     seconds = time.perf_counter() - begin
     h, w, _ = picture.pixels.shape
-    psnr = psnr_db(picture.pixels, images.load(coder.decode(data)).pixels)
+    psnr = decoded_psnr_db(picture.pixels, coder.decode(data))
     return {"size": len(data), "bpp": bpp(len(data), w, h), "psnr": psnr, "level": info(data).level, "seconds": seconds}
 
 
