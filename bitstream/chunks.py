@@ -14,12 +14,14 @@ Z = 1
 Y_TILE = 2
 ALPHA = 3
 INDEX = 4
+NETWORKS = 5
+GRIDS = 6
 ICC = 0x81
 EXIF = 0x82
 XMP = 0x83
 ANCILLARY = 0x80
 MAX_ANCILLARY = 1000  # chunks of a file
-_NAMES = {Z: "Z", Y_TILE: "Y_TILE", ALPHA: "ALPHA"}
+_NAMES = {Z: "Z", Y_TILE: "Y_TILE", ALPHA: "ALPHA", NETWORKS: "NETWORKS", GRIDS: "GRIDS"}
 METADATA = {ICC: "ICC", EXIF: "EXIF", XMP: "XMP"}  # at most one of each, directly behind the header
 
 
@@ -33,7 +35,8 @@ class Metadata(NamedTuple):
 
 def tile_kinds(header: Header) -> tuple[int, ...]:
     """Return the types of the chunks of each tile, in order."""
-    return (Z, Y_TILE, ALPHA) if header.alpha else (Z, Y_TILE)
+    latents = (NETWORKS, GRIDS) if header.fitted else (Z, Y_TILE)
+    return (*latents, ALPHA) if header.alpha else latents
 
 
 def pack_frame(kind: int, payload: bytes) -> bytes:
@@ -78,7 +81,7 @@ def frames(view: memoryview, offset: int, crowd: Crowd) -> Iterator[Frame]:
         kind, start = view[offset], offset
         length, inside = unpack_varint(view, offset + 1)
         check_length(kind, length, len(view) - inside)
-        if kind not in (Z, Y_TILE, ALPHA, INDEX) and not kind & ANCILLARY:
+        if kind != INDEX and kind not in _NAMES and not kind & ANCILLARY:
             raise FormatError(f"chunk type {kind} is not known and not skippable: made by a newer codec, update")
         crowd.add(kind)
         offset = inside + length

@@ -39,7 +39,10 @@ _FRAME_BYTES = 1 + MAX_VARINT_BYTES  # type and length of a chunk
 
 
 class Tile(NamedTuple):
-    """The payloads of Z and Y_TILE of one tile, the CRC-32 of its symbols, the payload of ALPHA if there is one."""
+    """The payloads of Z and Y_TILE of one tile, the CRC-32 of its symbols, the payload of ALPHA if there is one.
+
+    Of a fitted file, those of NETWORKS and GRIDS.
+    """
 
     payloads: list[bytes]
     symbol_crc: int

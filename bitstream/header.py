@@ -20,7 +20,8 @@ TILE_BITS_RANGE = range(8, 16)  # of tiled files
 
 FLAG_GRAY = 1
 FLAG_ALPHA = 2
-KNOWN_FLAGS = FLAG_GRAY | FLAG_ALPHA
+FLAG_FITTED = 4
+KNOWN_FLAGS = FLAG_GRAY | FLAG_ALPHA | FLAG_FITTED
 
 _FIXED = struct.Struct("<4sHBI")  # model id, level, tile, symbol CRC
 _CRC = struct.Struct("<I")
@@ -28,7 +29,10 @@ _CRC = struct.Struct("<I")
 
 @dataclass(frozen=True)
 class Header:
-    """All that a file says before its chunks. Sizes in pixels; level in 1/256 of a rate level."""
+    """All that a file says before its chunks. Sizes in pixels; level in 1/256 of a rate level.
+
+    ``fitted`` files hold networks of their own beside the latents (``models.overfit``); they have one tile.
+    """
 
     width: int
     height: int
@@ -39,11 +43,12 @@ class Header:
     tile: int = 0
     version: int = VERSION
     alpha: bool = False
+    fitted: bool = False
 
     def pack(self) -> bytes:
         """Return signature, version and header fields."""
         self.validate()
-        flags = FLAG_GRAY * self.gray | FLAG_ALPHA * self.alpha
+        flags = FLAG_GRAY * self.gray | FLAG_ALPHA * self.alpha | FLAG_FITTED * self.fitted
         size = pack_varint(self.width) + pack_varint(self.height)
         fixed = _FIXED.pack(self.model_id, self.level, self.tile, self.symbol_crc)
         return SIGNATURE + bytes([self.version, flags]) + size + fixed
@@ -69,8 +74,8 @@ class Header:
         if offset + _FIXED.size > len(data):
             raise FormatError("the file ends inside its header: it is cut off")
         model_id, level, tile, symbol_crc = _FIXED.unpack_from(data, offset)
-        gray, alpha = bool(flags & FLAG_GRAY), bool(flags & FLAG_ALPHA)
-        header = cls(width, height, gray, model_id, level, symbol_crc, tile, version, alpha)
+        gray, alpha, fitted = (bool(flags & flag) for flag in (FLAG_GRAY, FLAG_ALPHA, FLAG_FITTED))
+        header = cls(width, height, gray, model_id, level, symbol_crc, tile, version, alpha, fitted)
         header.validate()
         return header, offset + _FIXED.size
 
@@ -85,6 +90,8 @@ class Header:
         if self.tile and self.tile not in TILE_BITS_RANGE:
             low, high = TILE_BITS_RANGE[0], TILE_BITS_RANGE[-1]
             raise FormatError(f"tile field is {self.tile}, expected 0 or {low} … {high}: damaged, or made by a newer codec")
+        if self.tile and self.fitted:
+            raise FormatError(f"tile field is {self.tile}, expected 0 of a file with networks of its own: the file is damaged")
 
     @property
     def n_tiles(self) -> int:

@@ -14,6 +14,7 @@ from dataclasses import replace
 from functools import lru_cache
 from numbers import Integral
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,10 +32,13 @@ from codec.alpha import decode_alpha, pack_tiles
 from codec.arrays import Decoded
 from codec.compressed import DecodedLatents, decode_latents
 from codec.files import check_target, open_bytes, write_atomic
+from codec.fitted import open_picture
+from codec.fitting import PictureFit
 from codec.images import ImageLike, Picture
 from codec.metrics import psnr_db
 from codec.targets import Attempt, LevelSearch, Target
-from codec.tiles import CodedTile, TileDecoder, TileEncoder, check_area, tile_latents
+from codec.tiles import CodedTile, TileDecoder, TileEncoder, check_area
+from models.load import Model, load_model
 from models.manifest import find_by_id
 from models.refine import STEPS
 from models.runtime import LoadedModel
@@ -52,21 +56,27 @@ class Codec:
     """
 
     def __init__(self, model: str | PathLike[str] = DEFAULT_MODEL, device: str | None = None) -> None:
-        self.model = LoadedModel.load(str(model), _device(device))
+        self.model: Model = load_model(str(model), _device(device))
         self.engine = default_engine()
         self.timings: dict[str, float] = {}
         self.clamped = 0
+        self.fit: PictureFit | None = None
+
+    @property
+    def fits_pictures(self) -> bool:
+        """Return whether the model learns each picture that it encodes (``overfit``); ``fit`` is then that of the last one."""
+        return not isinstance(self.model, LoadedModel)
 
     @property
     def max_level(self) -> int:
         """Return the rate level, in 1/256, that quality 100 stands for."""
-        return self.model.entropy.max_level
+        return self.model.max_level
 
     def encode(
         self, image: ImageLike | Tensor, *, quality: float | None = None, bpp: float | None = None, size: int | None = None,
         psnr: float | None = None, max_size: int | None = None, effort: int = 0,
         progress: Callable[[float], None] = lambda _: None, limits: Limits | None = None, strip: bool = False,
-        strict: bool = False,
+        strict: bool = False, resume: str | PathLike[str] | None = None,
     ) -> bytes:  # fmt: skip
         """Return the file of a picture: a path, the bytes of a file or an open one, a PIL image, an array, a tensor.
 
@@ -85,18 +95,27 @@ class Codec:
         begin = time.perf_counter()
         picture = images.load(arrays.as_image(image), limits=limits, strip=strip, strict=strict)
         read = time.perf_counter() - begin
-        data = self.encode_picture(picture, target, effort=effort, progress=progress)
+        data = self.encode_picture(picture, target, effort=effort, progress=progress, resume=resume)
         self.timings = {"read": read, **self.timings}
         return data
 
     def encode_picture(
-        self, picture: Picture, target: Target, *, effort: int = 0, progress: Callable[[float], None] = lambda _: None
-    ) -> bytes:
-        """Return the file of a picture that ``images.load`` gave. Raises UsageError or TargetError."""
+        self, picture: Picture, target: Target, *, effort: int = 0, progress: Callable[[float], None] = lambda _: None,
+        resume: str | PathLike[str] | None = None,
+    ) -> bytes:  # fmt: skip
+        """Return the file of a picture that ``images.load`` gave; see ``encode``. Raises UsageError or TargetError."""
         self.check_effort(effort)
+        self.model.timings.clear()
+        if not isinstance(self.model, LoadedModel):
+            state = None if resume is None else Path(resume)
+            self.fit = PictureFit(self.model, self.engine, picture, target, effort, progress, state)
+            data = self.fit.run()
+            self.timings, self.clamped = dict(self.model.timings), 0
+            return data
+        if resume is not None:
+            raise UsageError(f"{self.model.checkpoint.model} has nothing to resume: leave it away, or choose overfit")
         h, w, _ = picture.pixels.shape
         bits = tile_bits(w, h)
-        self.model.timings.clear()
         x = torch.from_numpy(picture.pixels).permute(2, 0, 1)[None]  # (1, 3, H, W) uint8
         encoder = TileEncoder(self.model, self.engine, x, bits, keep=not target.is_quality)
         alphas = pack_tiles(picture.alpha, encoder.tiles)
@@ -150,8 +169,8 @@ class Codec:
             area, scale, header.tile, header.width, header.height, torch.get_num_threads()
         )
         self.model.timings.clear()
-        decoder = TileDecoder(self.model, header.width, header.height, header.tile)
-        pixels = decoder.decode(tile_latents(self.model, self.engine, source, decoder.tiles), area, scale, most)
+        decoder, latents_of = open_picture(self.model, self.engine, source)
+        pixels = decoder.decode(latents_of, area, scale, most)
         begin = time.perf_counter()
         alpha = decode_alpha(source, decoder.tiles, area, scale, most)
         image = images.to_pil(pixels, gray=header.gray, alpha=alpha, stored=source.metadata)
@@ -171,13 +190,17 @@ class Codec:
         """Return the latents y_hat and z_hat of a file, checked as ``decode`` does it; nothing is synthesised."""
         container = Container.unpack(data, limits=limits)
         self.check(container.header)
+        if not isinstance(self.model, LoadedModel):
+            raise UsageError(
+                "files of overfit hold grids and networks of one picture, no latents that pictures share: use another model"
+            )
         return decode_latents(self.model, self.engine, container, limits)
 
     def check_effort(self, effort: int) -> None:
         """Raise UsageError for an effort that is none, or that this model has not."""
         if not isinstance(effort, Integral) or isinstance(effort, bool) or effort not in range(len(STEPS)):
             raise UsageError(f"effort is {effort!r}, expected 0 … {len(STEPS) - 1}")
-        if effort and not self.model.refinable:
+        if effort and isinstance(self.model, LoadedModel) and not self.model.refinable:
             raise UsageError(f"{self.model.checkpoint.model} has no effort above 0: leave it away, or choose swift")
 
     def check(self, header: Header) -> None:
@@ -187,11 +210,17 @@ class Codec:
                 f"the file was made with checkpoint {header.model_id.hex()}, loaded is "
                 f"{self.model.checkpoint.model_id.hex()} ({self.model.checkpoint.name}): choose the right model"
             )
+        if header.fitted == isinstance(self.model, LoadedModel):
+            raise FormatError(
+                f"the file says that it {'has' if header.fitted else 'lacks'} networks of its own, its model is "
+                f"{self.model.checkpoint.model}: the file is damaged"
+            )
         if header.level > self.max_level:
             raise FormatError(f"level is {header.level}, this model's highest is {self.max_level}: the file is damaged")
 
     def _psnr_db(self, picture: Picture, coded: list[CodedTile], bits: int) -> float:
         h, w, _ = picture.pixels.shape
+        assert isinstance(self.model, LoadedModel)
         decoder = TileDecoder(self.model, w, h, bits)
         pixels = decoder.decode([tile.latents for tile in coded].__getitem__, Rect(0, 0, w, h))
         return psnr_db(picture.pixels, images.shown(pixels, gray=picture.gray))

@@ -11,6 +11,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import click
@@ -18,7 +19,7 @@ import click
 from bitstream.errors import ImageError, LimitError, UsageError
 from bitstream.limits import NO_LIMITS, Limits
 from codec.cli_files import FileOptions, Row, file_options, is_terminal, process, read_stdin, size_of, write_target
-from codec.cli_options import CROP, DEVICES, SCALE, limit_options, limits_of, max_pixels_option, printable, set_threads
+from codec.cli_options import CROP, DEVICES, PATH, SCALE, limit_options, limits_of, max_pixels_option, printable, set_threads
 from codec.pairs import STREAM, SUFFIX, Pair, is_coded, is_picture
 
 _SEVERAL = """A file
@@ -85,8 +86,11 @@ def _print_clamped(name: str, clamped: int) -> None:
 @click.option("--psnr", type=float, help="Instead: the smallest file with this PSNR in dB, or a little more.")
 @click.option("--max-size", metavar="BYTES|KB", help="Lower the quality where the file would be larger than this.")
 @click.option("--effort", type=click.IntRange(0, 10), default=0, show_default=True,
-              help="Experimental: refine by 15 (1) to 500 (10) steps of descent. README has what it saves.")  # fmt: skip
+              help="Of overfit: 1000 to 100000 iterations. Of others: 0, or 15 to 500 experimental steps.")  # fmt: skip
 @click.option("--model", default="swift", show_default=True, help="A name from `codec models`, or a .safetensors path.")
+@click.option(
+    "--resume", type=PATH, metavar="STATE", help="Of overfit: keep the fit in this file, go on from it if it is there."
+)
 @click.option("--strip", is_flag=True, help="Leave EXIF and XMP away; the ICC profile stays.")
 @click.option("--strict", is_flag=True, help="Refuse what would lose something instead of warning.")
 @click.option("--verify", is_flag=True, help="Decode again and print PSNR.")
@@ -94,8 +98,8 @@ def _print_clamped(name: str, clamped: int) -> None:
 @_compute_options
 def encode(
     files: FileOptions, quality: float | None, bpp: float | None, size: str | None, psnr: float | None, max_size: str | None,
-    effort: int, model: str, strip: bool, strict: bool, verify: bool, max_pixels: int, device: str, threads: int | None,
-    verbose: bool,
+    effort: int, model: str, resume: Path | None, strip: bool, strict: bool, verify: bool, max_pixels: int, device: str,
+    threads: int | None, verbose: bool,
 ) -> None:  # fmt: skip
     """Compress a picture SOURCE (PNG, JPEG, WebP, TIFF, …) into the file TARGET, or several into the folder DIR."""
     begin = time.perf_counter()
@@ -112,13 +116,17 @@ def encode(
     set_threads(threads)
     coder = cached_codec(model, device)
     coder.check_effort(effort)
+    if resume is not None and len(pairs) > 1:
+        raise UsageError(f"--resume keeps the fit of one picture, {len(pairs)} are given: encode them one by one")
 
     def work(pair: Pair) -> Row:
         source = _picture(pair.source, limits)
         source_bytes = len(source) if isinstance(source, bytes) else size_of(source)
         picture = images.load(source, limits=limits, strip=strip, strict=strict, name="stdin")
-        with _refinement_bar(effort, shown=len(pairs) == 1 and not files.quiet) as progress:
-            data = coder.encode_picture(picture, goal, effort=effort, progress=progress)
+        with _refinement_bar(coder, effort, shown=len(pairs) == 1 and not files.quiet) as progress:
+            data = coder.encode_picture(picture, goal, effort=effort, progress=progress, resume=resume)
+        if coder.fit is not None and coder.fit.interrupted:
+            click.echo(f"interrupted: {printable(pair.target)} holds what was found so far", err=True)
         timings, clamped = coder.timings, coder.clamped
         row = _facts(coder, data) | {"source_bytes": source_bytes}
         if verify or not goal.is_quality:
@@ -167,17 +175,24 @@ def _header_facts(coder: Any, header: Any, n_bytes: int) -> Row:
 
 
 @contextlib.contextmanager
-def _refinement_bar(effort: int, shown: bool) -> Iterator[Callable[[float], None]]:
-    """Show a bar on a terminal while ``effort`` refines; its value is called with the share done."""
-    if not effort or not shown or not is_terminal(sys.stderr):
+def _refinement_bar(coder: Any, effort: int, shown: bool) -> Iterator[Callable[[float], None]]:
+    """Show a bar on a terminal while a picture is refined or fitted; its value is called with the share done."""
+    fits = coder.fits_pictures
+    if not (effort or fits) or not shown or not is_terminal(sys.stderr):
         yield lambda _: None
         return
     from rich.console import Console
     from rich.progress import Progress
 
     with Progress(console=Console(stderr=True), transient=True, redirect_stdout=False) as bar:
-        task = bar.add_task("refine", total=1.0)
-        yield lambda share: bar.update(task, completed=share)
+        task = bar.add_task("fit" if fits else "refine", total=1.0)
+
+        def update(share: float) -> None:
+            state = coder.fit.state if fits and coder.fit is not None else None
+            text = "refine" if state is None else f"fit: {state.bpp:.3f} bpp, {state.psnr_db:.2f} dB"
+            bar.update(task, completed=share, description=text)
+
+        yield update
 
 
 @file_options(".png")

@@ -116,8 +116,10 @@ def _channels_table(found: Inspection, count: int) -> Table:
     from rich.table import Table
 
     table = Table()
-    for name in ("channel of y", "bits", "% of y", "zeros %"):
+    names = ("grid, by its cells", "bits", "% of grids") if found.header.fitted else ("channel of y", "bits", "% of y")
+    for name in (*names, "zeros %"):
         table.add_column(name, justify="right")
     for row in found.channels(count):
-        table.add_row(str(row.index), f"{row.bits:.0f}", f"{100 * row.share:.2f}", f"{100 * row.zeros:.1f}")
+        index = f"{2**row.index}×{2**row.index} pixels" if found.header.fitted else str(row.index)
+        table.add_row(index, f"{row.bits:.0f}", f"{100 * row.share:.2f}", f"{100 * row.zeros:.1f}")
     return table

@@ -5,7 +5,7 @@ from __future__ import annotations
 from os import PathLike
 from typing import Any
 
-from bitstream.chunks import ALPHA, Y_TILE, Z
+from bitstream.chunks import ALPHA, GRIDS, NETWORKS, Y_TILE, Z, tile_kinds
 from bitstream.container import Container
 from bitstream.header import Header
 from bitstream.limits import NO_LIMITS
@@ -13,7 +13,7 @@ from codec.files import read_bytes
 from codec.metrics import bpp
 from models.manifest import manifest, name_of
 
-_CHUNK_NAMES = {Z: "z_bytes", Y_TILE: "y_bytes", ALPHA: "alpha_bytes"}
+_CHUNK_NAMES = {Z: "z_bytes", Y_TILE: "y_bytes", NETWORKS: "networks_bytes", GRIDS: "grids_bytes", ALPHA: "alpha_bytes"}
 
 
 def info(data_or_path: bytes | str | PathLike[str]) -> Header:
@@ -31,7 +31,8 @@ def describe(path: str | PathLike[str], data: bytes | None = None) -> dict[str, 
     container = Container.unpack(data, limits=NO_LIMITS)
     header = container.header
     name = name_of(header.model_id)
-    chunks = dict.fromkeys(_CHUNK_NAMES.values(), 0)
+    kinds = [*tile_kinds(header), *((ALPHA,) if not header.alpha else ())]
+    chunks = dict.fromkeys((_CHUNK_NAMES[kind] for kind in kinds), 0)
     for kind, payload in container.chunks:
         chunks[_CHUNK_NAMES[kind]] += len(payload)
     return {

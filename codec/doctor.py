@@ -58,15 +58,15 @@ def _arithmetic() -> Iterator[tuple[bool, str]]:
 def _checkpoints() -> Iterator[tuple[bool, str]]:
     import torch
 
+    from models.load import load_model
     from models.manifest import is_installed, manifest
-    from models.runtime import LoadedModel
 
     try:
         for name, row in manifest().items():
             if not is_installed(row):
                 yield True, f"checkpoint {name} ({row['sha256'][:8]}) is not installed: codec models --install FILE"
                 continue
-            LoadedModel.load(name, torch.device("cpu"))
+            load_model(name, torch.device("cpu"))
             yield True, f"checkpoint {name} ({row['sha256'][:8]}) loads and its SHA-256 is right"
     except CodecError as error:
         yield False, str(error)

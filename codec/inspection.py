@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bitstream.chunks import ALPHA, EXIF, ICC, INDEX, XMP, Y_TILE, Crowd, Z, frames
+from bitstream.chunks import ALPHA, EXIF, GRIDS, ICC, INDEX, NETWORKS, XMP, Y_TILE, Crowd, Z, frames
 from bitstream.container import Container, Tile
 from bitstream.grid import Rect, cut, padded, tile_side
 from bitstream.header import Header, unpack_header
@@ -26,11 +26,13 @@ from bitstream.segments import Distributions, TableRows
 from bitstream.tables import SCALES
 from codec.api import Codec, cached_codec
 from codec.files import read_bytes
+from codec.fitted_bits import Part, PartsOfBits, inspect_fit
 from codec.metrics import bpp
 from models.factorized_entropy import FactorizedEntropy
 from models.layout import Order
 from models.manifest import find_by_id
-from models.runtime import STRIDE_Y, check_symbols
+from models.overfit.runtime import OverfitModel
+from models.runtime import STRIDE_Y, LoadedModel, check_symbols
 from models.schedule import segments
 
 PASSES: dict[Order, tuple[str, ...]] = {  # the segments of wavefronts are one pass here
@@ -42,15 +44,6 @@ PASSES: dict[Order, tuple[str, ...]] = {  # the segments of wavefronts are one p
 _CHUNK_NAMES = {ALPHA: "ALPHA", INDEX: "INDEX", ICC: "ICC", EXIF: "EXIF", XMP: "XMP"}
 
 FloatArray = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Part:
-    """A part of a file. Streams have a cost, in bytes, symbols and ideal bits; other parts have bytes only."""
-
-    name: str
-    n_bytes: int
-    cost: StreamCost = StreamCost()
 
 
 @dataclass(frozen=True)
@@ -68,7 +61,8 @@ class Inspection:
     """Where the bits of a file are. The bytes of ``parts`` add up to those of the file.
 
     ``position_bits`` (h, w) are the ideal bits of each 16×16 pixels, of the padding to multiples of 64 too; the bits of a
-    symbol of z are spread over its 64×64 pixels. ``channel_bits`` and ``channel_zeros``, a share, are those of y (M,).
+    symbol of z are spread over its 64×64 pixels. ``channel_bits`` and ``channel_zeros``, a share, are those of y (M,); of
+    ``overfit``, whose files have no y, those of the grids (7,), the finest first.
     """
 
     header: Header
@@ -141,6 +135,12 @@ def inspect(
     container = Container.unpack(data, limits=limits)
     header = container.header
     codec.check(header)
+    if isinstance(codec.model, OverfitModel):
+        (limits or Limits()).count_workers(
+            Rect(0, 0, header.width, header.height), 1, 0, header.width, header.height, threads=1
+        )
+        found = inspect_fit(codec.model, codec.engine, container)
+        return _inspection(codec, data, header, found.parts, found.position_bits, found.channel_bits, found.channel_zeros)
     w, h = header.width, header.height
     whole = Rect(0, 0, w, h)
     (limits or Limits()).count_workers(whole, 1, header.tile, w, h, threads=1)
@@ -157,29 +157,28 @@ def inspect(
         top, left = rect.top // STRIDE_Y, rect.left // STRIDE_Y
         position_bits[top : top + rows, left : left + columns] = found.position_bits
         channel_bits, channel_zeros = channel_bits + found.channel_bits, channel_zeros + found.channel_zeros
+    return _inspection(
+        codec, data, header, list(parts.values()), position_bits, channel_bits, channel_zeros / position_bits.size
+    )
+
+
+def _inspection(
+    codec: Codec, data: bytes, header: Header, parts: list[Part], position_bits: FloatArray, channel_bits: FloatArray,
+    channel_zeros: FloatArray,
+) -> Inspection:  # fmt: skip
     head, *frames = _frame_parts(data)
     quality = 100 * header.level / (codec.max_level or 1)
-    all_parts = (head, *parts.values(), *frames)
-    zeros = channel_zeros / position_bits.size
-    return Inspection(header, codec.model.checkpoint.name, quality, all_parts, position_bits, channel_bits, zeros)
-
-
-@dataclass(frozen=True)
-class _TileBits:
-    """The parts of one tile; ideal bits by position (h, w) and by channel (M,) of y; how many zeros each channel has (M,)."""
-
-    parts: list[Part]
-    position_bits: FloatArray
-    channel_bits: FloatArray
-    channel_zeros: FloatArray
+    name = codec.model.checkpoint.name
+    return Inspection(header, name, quality, (head, *parts, *frames), position_bits, channel_bits, channel_zeros)
 
 
 def _sides_of_y(height: int, width: int) -> tuple[int, int]:
     return padded(height) // STRIDE_Y, padded(width) // STRIDE_Y
 
 
-def _inspect_tile(codec: Codec, tile: Tile, rect: Rect, level: int) -> _TileBits:
+def _inspect_tile(codec: Codec, tile: Tile, rect: Rect, level: int) -> PartsOfBits:
     """Decode the symbols of a tile and count their bits. Raises FormatError, SymbolError or DesyncError."""
+    assert isinstance(codec.model, LoadedModel)
     entropy = codec.model.entropy
     h, w = _sides_of_y(rect.height, rect.width)
     reader = RecordingReader(codec.engine, tile.payloads)
@@ -198,7 +197,7 @@ def _inspect_tile(codec: Codec, tile: Tile, rect: Rect, level: int) -> _TileBits
     elements = _Elements(entropy.layout.order, h, w, entropy.log2_gain.shape[1])
     of_y, channel_bits = elements.sums([bits for steps in bits_of_steps for bits in steps])
     _, zeros = elements.sums([part == 0 for part in symbols])
-    return _TileBits(parts, position_bits + of_y, channel_bits, zeros)
+    return PartsOfBits(parts, position_bits + of_y, channel_bits, zeros)
 
 
 def _y_parts(groups: list[StreamGroup], costs: Sequence[list[StreamCost]], order: Order, *, by_channel: bool) -> list[Part]:
@@ -254,7 +253,7 @@ def _frame_parts(data: bytes) -> list[Part]:
     found = list(frames(view[:-4], start, Crowd()))
     others: dict[str, int] = {}  # ALPHA is in each tile
     for frame in found:
-        if frame.kind not in (Z, Y_TILE):
+        if frame.kind not in (Z, Y_TILE, NETWORKS, GRIDS):
             name = f"chunk {_CHUNK_NAMES.get(frame.kind, hex(frame.kind))}"
             others[name] = others.get(name, 0) + frame.end - frame.inside
     heads = sum(frame.inside - frame.start for frame in found)

@@ -64,14 +64,13 @@ def _checks(read: Callable[[], bytes], model: str | None, limits: Limits) -> Ite
 
     from codec.alpha import decode_alpha
     from codec.api import cached_codec  # torch is loaded here, for sound files only
-    from codec.tiles import TileDecoder, tile_latents
+    from codec.fitted import open_picture
 
     codec = _try("checkpoint", lambda: cached_codec(name, "cpu"))
     _try("checkpoint", lambda: codec.check(header))
     yield Stage("checkpoint", True, f"{codec.model.checkpoint.name}, {header.model_id.hex()}, level {header.level / 256:g}")
     most = _count_workers(header, limits, torch.get_num_threads())
-    decoder = TileDecoder(codec.model, header.width, header.height, header.tile)
-    decode = tile_latents(codec.model, codec.engine, container, decoder.tiles)
+    decoder, decode = open_picture(codec.model, codec.engine, container)
     wrong = [f"tile {number}: {error}" for number in range(header.n_tiles) if (error := _error_of(decode, number))]
     yield Stage("symbols", not wrong, "; ".join(wrong) or f"CRC {header.symbol_crc:08x}")
     if wrong:

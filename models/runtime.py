@@ -128,6 +128,11 @@ class LoadedModel:
         self._lock = threading.Lock()  # several tiles are coded at once
         self.timings: dict[str, float] = {}
 
+    @property
+    def max_level(self) -> int:
+        """Return the highest rate level in 1/256."""
+        return self.entropy.max_level
+
     @classmethod
     def load(cls, name_or_path: str | Path, device: torch.device) -> LoadedModel:
         """Load and verify a checkpoint by name or path. Raises CheckpointError."""

@@ -18,6 +18,7 @@ from codec.evaluation.peers import Peer
 from codec.images import Picture, Pixels
 from codec.targets import Attempt, LevelSearch, Target
 from models.configs import RateConfig
+from models.overfit.configs import OverfitConfig
 
 PROBES = 3  # further qualities that a search tries above the one it found: bytes do not always rise with them
 
@@ -69,7 +70,7 @@ class ModelContender:
     device: str
     name: str
     identity: str
-    config: RateConfig
+    config: RateConfig | OverfitConfig
 
     @classmethod
     def of(cls, model: str, device: str = "auto") -> ModelContender:

@@ -1,0 +1,443 @@
+"""The descent for one picture: latents and networks against λ·255²·MSE + bits (Kim 2023, section 3.2).
+
+First with soft rounding and noise that both grow harder, then with plain rounding whose gradient passes straight through. Each
+iteration sees a window of 256×256 pixels of the picture, so its time does not depend on the picture's size; windows take turns.
+Only the values of the window's own latents move, but what is around them is seen: there are no seams.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import safetensors
+import safetensors.torch
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bitstream.errors import UsageError
+from models.overfit.configs import GRIDS, OverfitConfig
+from models.overfit.networks import Parameters, grid_bits, inputs_of, joined, ste, synthesis, upsampled
+from models.overfit.weights import ABSENT, STEPS, Differences, best_scale
+
+WINDOW = 256  # pixels
+FINE_GRIDS = 3  # that are cut to the window: its blocks of 64 positions are whole. Coarser grids are small enough
+HALO = 2  # positions around a window that synthesis sees
+LR_LATENTS, LR_NETWORKS = 1e-2, 1e-3
+HARD_SHARE = 0.15  # of the iterations: with plain rounding
+HARD_RATE = 0.1  # of the learning rates, falling to 0
+TEMPERATURES = 0.3, 0.1  # of soft rounding, from the first iteration to the last
+NOISES = 2.0, 1.0  # exponents of Kumaraswamy noise: 1 is uniform
+TYPICAL_STEP = 2.0**-6  # of differences of parameters, for their rate in the loss
+FIRST_STEP = 9  # where the search for their steps begins: 2^-7
+
+
+class Window(NamedTuple):
+    """An area of the picture in pixels, sides multiples of 64."""
+
+    top: int
+    bottom: int
+    left: int
+    right: int
+
+    def at(self, grid: int) -> tuple[slice, slice]:
+        """Return its positions in a grid."""
+        return slice(self.top >> grid, self.bottom >> grid), slice(self.left >> grid, self.right >> grid)
+
+    @property
+    def area(self) -> int:
+        """Return the number of pixels."""
+        return (self.bottom - self.top) * (self.right - self.left)
+
+
+@dataclass(frozen=True)
+class State:
+    """What a picture costs and how good it is, by estimate: bits per pixel of the latents and of the networks, PSNR in dB."""
+
+    latents_bpp: float
+    networks_bpp: float
+    psnr_db: float
+
+    @property
+    def bpp(self) -> float:
+        """Return all bits per pixel."""
+        return self.latents_bpp + self.networks_bpp
+
+    def cost(self, lmbda: float) -> float:
+        """Return the Lagrangian λ·255²·MSE + bpp."""
+        return self.bpp + lmbda * 255**2 * 10 ** (-self.psnr_db / 10)
+
+
+class _Adam:
+    """Adam (Kingma 2014) of tensors of which a part moves at a time; moments of what does not move stay as they are."""
+
+    def __init__(self, value: Tensor) -> None:
+        self.value, self.mean, self.square = value, torch.zeros_like(value), torch.zeros_like(value)
+
+    @torch.no_grad()
+    def step(self, gradient: Tensor, rate: float, count: int, part: tuple[slice, ...] = (...,)) -> None:  # type: ignore[assignment]
+        """Move a part of the value for the count-th time."""
+        value, mean, square = self.value[part], self.mean[part], self.square[part]
+        mean.mul_(0.9).add_(gradient, alpha=0.1)
+        square.mul_(0.999).addcmul_(gradient, gradient, value=0.001)
+        value.addcdiv_(mean, (square / (1 - 0.999**count)).sqrt_().add_(1e-8), value=-rate / (1 - 0.9**count))
+
+
+def soft_round(y: Tensor, temperature: float) -> Tensor:
+    """Return a smooth step between whole numbers; hard for a low temperature (Agustsson, Theis 2020, arXiv 2006.09952)."""
+    floor = y.floor()
+    return floor + 0.5 + torch.tanh((y - floor - 0.5) / temperature) * (0.5 / math.tanh(0.5 / temperature))
+
+
+def kumaraswamy_noise(like: Tensor, a: float) -> Tensor:
+    """Return noise in ±1/2 with its mode at 0, uniform for a = 1 (Kim 2023)."""
+    b = (2**a * (a - 1) + 1) / a
+    u = torch.rand_like(like).clamp_(1e-6, 1 - 1e-6)
+    return (1 - (1 - u) ** (1 / b)) ** (1 / a) - 0.5
+
+
+class Fit:
+    """Latents and networks of one picture x (3, H, W) in [0, 1], sides multiples of 64; only h × w of it count.
+
+    ``base`` and ``gains`` (7,) are those of a level, in floating point; ``latents`` the grids (H/2^i, W/2^i) to start from,
+    multiplied by the gains. Grids finer than ``finest`` stay zero.
+    """
+
+    def __init__(
+        self, config: OverfitConfig, x: Tensor, size: tuple[int, int], base: Parameters, gains: Tensor, latents: list[Tensor],
+        lmbda: float, finest: int,
+    ) -> None:  # fmt: skip
+        self.config, self.lmbda, self.finest, self.gains = config, lmbda, finest, gains
+        h, w = x.shape[1:]
+        self.pixels = size[0] * size[1]
+        self._base = base
+        self._cells = F.pixel_unshuffle(x[None], 2).contiguous()
+        inside = torch.zeros(1, h, w, device=x.device)
+        inside[:, : size[0], : size[1]] = 1
+        self._inside = None if size == (h, w) else F.pixel_unshuffle(inside[None].expand(-1, 3, -1, -1), 2).contiguous()
+        for grid in range(finest):
+            latents[grid].zero_()
+        self._latents = [_Adam(value) for value in latents]
+        self._names = [name for names in config.groups() for name in names if not name.startswith(_unused(finest))]
+        self._networks = _Adam(torch.cat([base[name].reshape(-1) for name in self._names]))
+        self._start = self._networks.value.clone()
+        sides = [[(start, min(start + WINDOW, side)) for start in range(0, side, WINDOW)] for side in (h, w)]
+        self.windows = [Window(*rows, *columns) for rows in sides[0] for columns in sides[1]]
+        self._weights: dict[tuple[Window, int], Tensor] = {}
+        self.iteration = 0
+        self._order: list[int] = []
+        self.differences = None
+
+    @property
+    def latents(self) -> list[Tensor]:
+        """Return the grids, not rounded."""
+        return [adam.value for adam in self._latents]
+
+    @property
+    def networks(self) -> Parameters:
+        """Return the parameters as they are now, quantised once they are."""
+        if self.differences is not None:
+            return self._quantised
+        return self._named(self._networks.value)
+
+    @property
+    def differences(self) -> Differences | None:
+        """Return the quantised differences of the networks from the base, None as long as they move."""
+        return self._differences
+
+    @differences.setter
+    def differences(self, chosen: Differences | None) -> None:
+        self._differences = chosen
+        if chosen is not None:
+            self._quantised = self._with(chosen)
+
+    def _named(self, flat: Tensor) -> Parameters:
+        """Return all parameters, views of a flat vector of those that move."""
+        sizes = [self._base[name].numel() for name in self._names]
+        parts = zip(self._names, flat.split(sizes), strict=True)
+        return {**self._base, **{name: part.view(self._base[name].shape) for name, part in parts}}
+
+    def offsets(self) -> Parameters:
+        """Return what was added to the base."""
+        return {name: value - self._base[name] for name, value in self.networks.items()}
+
+    def run(self, iterations: int, report: Callable[[int, float, float], None] = lambda *_: None) -> None:
+        """Descend to this number of iterations, from where it stands; ``report`` is called with each, its bpp and its PSNR.
+
+        The networks are quantised where plain rounding begins: from there on the latents alone move, and make the best of them.
+        """
+        soft = max(1, round(iterations * (1 - HARD_SHARE)))
+        while self.iteration < iterations:
+            number = self.iteration
+            if number < soft:
+                share = number / soft
+                temperature, noise = (first + (last - first) * share for first, last in (TEMPERATURES, NOISES))
+                rate = 0.5 * (1 + math.cos(math.pi * share)) * (1 - HARD_RATE) + HARD_RATE
+                quantise = _soft(temperature, noise)
+            else:
+                if self.differences is None:
+                    self.differences = self._choose_steps()
+                rate, quantise = HARD_RATE * (iterations - number) / (iterations - soft), ste
+            self._turn(quantise, rate, report)
+
+    def extend(self, iterations: int, report: Callable[[int, float, float], None] = lambda *_: None) -> None:
+        """Descend on with plain rounding: for a λ that was changed a little."""
+        self.finish()
+        for _ in range(iterations):
+            self._turn(ste, HARD_RATE, report)
+
+    def _turn(self, quantise: Callable[[Tensor], Tensor], rate: float, report: Callable[[int, float, float], None]) -> None:
+        """Descend once, in the window whose turn it is."""
+        if not self._order:
+            self._order = torch.randperm(len(self.windows)).tolist()
+        window = self.windows[self._order.pop()]
+        bits, error = self._step(window, quantise, rate)
+        self.iteration += 1
+        report(self.iteration, bits / window.area, -10 * math.log10(max(error, 1e-12)))
+
+    def finish(self) -> tuple[Differences, State]:
+        """Return the differences of the networks from the base, quantised, and what they and the latents give."""
+        if self.differences is None:
+            self.differences = self._choose_steps()
+        return self.differences, self.measure()
+
+    def _step(self, window: Window, quantise: Callable[[Tensor], Tensor], rate: float) -> tuple[float, float]:
+        """Descend once in a window; return its bits and mean squared error."""
+        moving = self.differences is None
+        flat = self._networks.value.clone().requires_grad_() if moving else None
+        parameters = self.networks if flat is None else self._named(flat)
+        halo, leaves = self._cut(window)
+        for grid in range(self.finest, GRIDS):
+            leaves[grid].requires_grad_()
+        hat = [quantise(leaf) if grid >= self.finest else leaf for grid, leaf in enumerate(leaves)]
+        bits, squares = self._evaluate(parameters, window, halo, hat)
+        error = squares / (3 * window.area)
+        loss = bits / window.area + self.lmbda * 255**2 * error
+        if flat is not None:
+            loss = loss + self._network_rate(flat) / self.pixels
+        (loss / math.sqrt(self.lmbda)).backward()
+        if flat is not None:
+            assert flat.grad is not None
+            self._networks.step(flat.grad, LR_NETWORKS * rate, self.iteration + 1)
+        visits = self.iteration // len(self.windows) + 1
+        for grid in range(self.finest, GRIDS):
+            gradient = leaves[grid].grad
+            assert gradient is not None
+            own = window.at(grid)
+            gradient = halo.inner(gradient[0]) if grid < FINE_GRIDS else gradient[0][own]
+            self._latents[grid].step(gradient, LR_LATENTS * rate, visits, own)
+        return float(bits.detach()), float(error.detach())
+
+    def _network_rate(self, flat: Tensor) -> Tensor:
+        """Return about the bits of the differences: of each group those of a Laplace distribution of its mean magnitude."""
+        sizes = [sum(self._base[name].numel() for name in names if name in self._names) for names in self.config.groups()]
+        sizes = [size for size in sizes if size]
+        means = torch.stack([part.mean() for part in (flat - self._start).abs().split(sizes)])
+        return (means.new_tensor(sizes) * torch.log2(1 + means * (math.e / TYPICAL_STEP))).sum()
+
+    def _cut(self, window: Window) -> tuple[_Halo, list[Tensor]]:
+        h, w = (2 * side for side in self._cells.shape[-2:])
+        halo = _Halo(window.top > 0, window.bottom < h, window.left > 0, window.right < w)
+        leaves = []
+        for grid, value in enumerate(self.latents):
+            part = value[halo.around(*window.at(grid))] if grid < FINE_GRIDS else value
+            leaves.append(part.detach().clone()[None])
+        return halo, leaves
+
+    def _evaluate(self, parameters: Parameters, window: Window, halo: _Halo, hat: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Return bits and squared error of a window, of its latents with their halo."""
+        bits = torch.zeros(())
+        for grid in range(self.finest, GRIDS):
+            coarse, weight = None, None
+            if grid < FINE_GRIDS:
+                seen = halo.inner(hat[grid][0])[None]
+                coarse = self._ringed(window, halo, hat, grid + 1)
+            else:
+                seen, weight = hat[grid], self._weight(window, grid)
+                coarse = F.pad(hat[grid + 1], (1, 1, 1, 1)) if grid < GRIDS - 1 else None
+            bits = bits + grid_bits(parameters, self.gains, grid, seen, seen, coarse, weight)
+        planes = joined(parameters, self.gains, hat, FINE_GRIDS)
+        planes = planes[..., slice(*halo.span(window.at(FINE_GRIDS)[0], 0)), slice(*halo.span(window.at(FINE_GRIDS)[1], 2))]
+        inverse = (-self.gains).exp2()
+        for grid in range(FINE_GRIDS - 1, 0, -1):
+            planes = halo.inner(upsampled(parameters, planes, grid + 1)[0])[None]
+            planes = torch.cat([hat[grid][:, None] * inverse[grid], planes], dim=1)
+        cells = halo.inner(
+            synthesis(parameters, inputs_of(planes, self._finest(window, halo, hat), self.gains), fast=self._fast)[0]
+        )
+        rows, columns = window.at(1)
+        difference = cells - self._cells[0, :, rows, columns]
+        if self._inside is not None:
+            difference = difference * self._inside[0, :, rows, columns]
+        return bits, difference.square().sum()
+
+    @property
+    def _fast(self) -> bool:
+        return torch.is_grad_enabled()
+
+    def _finest(self, window: Window, halo: _Halo, hat: list[Tensor]) -> Tensor:
+        """Return the finest grid with twice the halo, as its cells of 2×2 need; outside of its own it does not move."""
+        rows, columns = window.at(0)
+        around = self.latents[0][slice(*halo.span(rows, 0, 2 * HALO)), slice(*halo.span(columns, 2, 2 * HALO))][None]
+        if self.finest > 0:
+            return around
+        around = around.round()
+        top, left = (HALO * int(flag) for flag in (halo.top, halo.left))
+        h, w = hat[0].shape[1:]
+        around[:, top : top + h, left : left + w] = hat[0]
+        return around
+
+    def _ringed(self, window: Window, halo: _Halo, hat: list[Tensor], grid: int) -> Tensor:
+        """Return a grid's window with a ring of one position, of zeros outside of the picture."""
+        rows, columns = window.at(grid)
+        plane = hat[grid]
+        starts = (0, 0) if grid >= FINE_GRIDS else (rows.start - HALO * halo.top, columns.start - HALO * halo.left)
+        plane = F.pad(plane, (1, 1, 1, 1))
+        top, left = rows.start - starts[0], columns.start - starts[1]
+        return plane[:, top : top + rows.stop - rows.start + 2, left : left + columns.stop - columns.start + 2]
+
+    def _weight(self, window: Window, grid: int) -> Tensor:
+        key = window, grid
+        if key not in self._weights:
+            self._weights[key] = torch.zeros_like(self.latents[grid])[None]
+            self._weights[key][0][window.at(grid)] = 1
+        return self._weights[key]
+
+    @torch.no_grad()
+    def measure(self) -> State:
+        """Return what the rounded latents and the networks cost and give; the PSNR is that of pixels before rounding."""
+        return self._measure(self.networks, self._bits_of_networks())
+
+    def _bits_of_networks(self) -> float:
+        if self.differences is None:
+            return float(self._network_rate(self._networks.value))
+        return sum(best_scale(part)[1] for part in self.differences.symbols)
+
+    def _measure(self, parameters: Parameters, bits_of_networks: float) -> State:
+        bits = squares = 0.0
+        for window in self.windows:
+            halo, leaves = self._cut(window)
+            found = self._evaluate(parameters, window, halo, [leaf.round_() for leaf in leaves])
+            bits, squares = bits + float(found[0]), squares + float(found[1])
+        psnr_db = -10 * math.log10(max(squares / (3 * self.pixels), 1e-12))
+        return State(bits / self.pixels, bits_of_networks / self.pixels, psnr_db)
+
+    @torch.no_grad()
+    def _choose_steps(self) -> Differences:
+        """Return the differences with the step of each group that is best by rate and distortion: groups one by one, twice."""
+        groups, offsets = self.config.groups(), self.offsets()
+        sizes = [sum(offsets[name].numel() for name in names) for names in groups]
+        chosen = [ABSENT if names[0].startswith(_unused(self.finest)) else FIRST_STEP for names in groups]
+        costs: dict[tuple[int, ...], float] = {}
+
+        def cost(steps: list[int]) -> float:
+            differences = Differences.quantised(self.config, self.finest, offsets, tuple(steps))
+            if differences.steps not in costs:
+                rate = sum(best_scale(part)[1] for part in differences.symbols)
+                costs[differences.steps] = self._measure(self._with(differences), rate).cost(self.lmbda)
+            return costs[differences.steps]
+
+        best = cost(chosen)
+        for _ in range(2):
+            for group in sorted(range(len(groups)), key=lambda group: -sizes[group]):
+                for direction in (1, -1) if chosen[group] != ABSENT else ():
+                    while (step := chosen[group] + direction) in (*STEPS, STEPS[-1] + 1):
+                        steps = chosen.copy()
+                        steps[group] = step if step in STEPS else ABSENT
+                        if (found := cost(steps)) >= best:
+                            break
+                        best, chosen = found, steps
+        return Differences.quantised(self.config, self.finest, offsets, tuple(chosen))
+
+    def _with(self, differences: Differences) -> Parameters:
+        base = {name: (value.double() * 2**16).round().long() for name, value in self._base.items()}
+        return {name: (value.double() / 2**16).float() for name, value in differences.added(self.config, base).items()}
+
+    def _state(self) -> dict[str, _Adam]:
+        return {"networks": self._networks, **{f"latents.{grid}": adam for grid, adam in enumerate(self._latents)}}
+
+    def save(self, path: Path, facts: dict[str, str]) -> None:
+        """Write all that ``resume`` needs, so that a kill at any moment leaves the file from before or the new one."""
+        tensors = {"order": torch.tensor(self._order, dtype=torch.int32)}
+        named = self._state()
+        for name, adam in named.items():
+            tensors |= {f"{name}/value": adam.value, f"{name}/mean": adam.mean, f"{name}/square": adam.square}
+        if self.differences is not None:
+            tensors |= {f"symbols.{i}": torch.from_numpy(part) for i, part in enumerate(self.differences.symbols)}
+        steps = None if self.differences is None else self.differences.steps
+        header = json.dumps({**facts, "iteration": self.iteration, "steps": steps})
+        beside = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            safetensors.torch.save_file({n: t.contiguous().cpu() for n, t in tensors.items()}, beside, {"fit": header})
+            os.replace(beside, path)
+        except OSError as error:
+            beside.unlink(missing_ok=True)
+            raise UsageError(f"{path} cannot be written ({error.strerror}): choose another place") from error
+
+    def resume(self, path: Path, facts: dict[str, str]) -> None:
+        """Go on from what ``save`` wrote. Raises UsageError if that is another picture's, or of other options."""
+        header, tensors = stored_facts(path), safetensors.torch.load_file(path)
+        for name, wanted in facts.items():
+            if header.get(name) != wanted:
+                raise UsageError(
+                    f"{path} is the state of a fit with {name} {header.get(name)}, here it is {wanted}: give the same"
+                )
+        named = self._state()
+        try:
+            for name, adam in named.items():
+                for key in ("value", "mean", "square"):
+                    getattr(adam, key).copy_(tensors[f"{name}/{key}"])
+            self.iteration, self._order = int(header["iteration"]), tensors["order"].tolist()
+            if header["steps"] is not None:
+                symbols = tuple(tensors[f"symbols.{i}"].numpy() for i in range(len(self.config.groups())))
+                self.differences = Differences(self.finest, tuple(header["steps"]), symbols)
+        except (KeyError, RuntimeError, TypeError) as error:
+            raise UsageError(f"{path} is not the state of this fit ({error}): leave --resume away") from error
+
+
+def stored_facts(path: Path) -> dict[str, Any]:
+    """Return the facts that ``Fit.save`` wrote beside the tensors. Raises UsageError if it did not write this file."""
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            facts = json.loads((file.metadata() or {})["fit"])
+    except (OSError, ValueError, KeyError, safetensors.SafetensorError) as error:
+        raise UsageError(f"{path} is not the state of a fit ({error}): leave --resume away, or give the right file") from error
+    if not isinstance(facts, dict):
+        raise UsageError(f"{path} is not the state of a fit: leave --resume away, or give the right file")
+    return facts
+
+
+def _unused(finest: int) -> tuple[str, ...]:
+    return tuple(f"grid_{grid}." for grid in range(finest))
+
+
+def _soft(temperature: float, noise: float) -> Callable[[Tensor], Tensor]:
+    return lambda y: soft_round(soft_round(y, temperature) + kumaraswamy_noise(y, noise), temperature)
+
+
+class _Halo(NamedTuple):
+    """On which sides of a window there is more of the picture."""
+
+    top: bool
+    bottom: bool
+    left: bool
+    right: bool
+
+    def span(self, part: slice, side: int, reach: int = HALO) -> tuple[int, int]:
+        """Return start and stop of a slice, widened on its two sides: 0 of rows, 2 of columns."""
+        return part.start - reach * self[side], part.stop + reach * self[side + 1]
+
+    def around(self, rows: slice, columns: slice) -> tuple[slice, slice]:
+        """Return slices with the halo."""
+        return slice(*self.span(rows, 0)), slice(*self.span(columns, 2))
+
+    def inner(self, x: Tensor) -> Tensor:
+        """Cut the halo of a plane or planes (…, h, w) off."""
+        h, w = x.shape[-2:]
+        return x[..., HALO * self.top : h - HALO * self.bottom, HALO * self.left : w - HALO * self.right]
