@@ -32,14 +32,14 @@ def models(install: Path | None) -> None:
         "name", "model", "tuned for", "id", "parameters", "kMAC/pixel enc", "kMAC/pixel dec", "bpp", "PSNR dB", "steps", "here"
     )
     for name, row in manifest().items():
-        rd, macs = row["rd"], row["kmac_per_pixel"]
-        span = [f"{rd[0][key]:.2f} … {rd[-1][key]:.2f}" for key in ("bpp", "psnr_db")]
+        rd, macs = row.get("rd"), row["kmac_per_pixel"]  # ``overfit`` has neither RD of its own nor an encoder's price
+        span = [f"{rd[0][key]:.2f} … {rd[-1][key]:.2f}" if rd else "–" for key in ("bpp", "psnr_db")]
         cells = (
             row["model"],
             row.get("tune", "psnr"),
             row["sha256"][:8],
             f"{row['parameters'] / 1e6:.1f} M",
-            f"{macs['encode']:.1f}",
+            f"{macs['encode']:.1f}" if "encode" in macs else "–",
         )
         here = "yes" if is_installed(row) else "no"
         table.add_row(name, *cells, f"{macs['decode']:.1f}", *span, str(row["steps"]), here)

@@ -231,7 +231,7 @@ def models() -> str:
         out += f"\n### `{name}`, measured\n\n" + report_table(codecs[name]["points"])
         for quoted_name in QUOTED_OF.get(name, ()):
             out += quotation(quoted_name, published[quoted_name], codecs[name]["points"])
-    return out + contexts(load("contexts.json"))
+    return out + contexts(load("contexts.json")) + overfit(load("overfit.json"), table)
 
 
 def overview(name: str, row: dict[str, Any], points: Curve) -> list[str]:

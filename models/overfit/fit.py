@@ -30,6 +30,7 @@ WINDOW = 256  # pixels
 FINE_GRIDS = 3  # that are cut to the window: its blocks of 64 positions are whole. Coarser grids are small enough
 HALO = 2  # positions around a window that synthesis sees
 LR_LATENTS, LR_NETWORKS = 1e-2, 1e-3
+SHRINK = 0.1  # of a step of the networks: towards the base, so that what only the noise of windows moves stays there
 HARD_SHARE = 0.15  # of the iterations: with plain rounding
 HARD_RATE = 0.1  # of the learning rates, falling to 0
 TEMPERATURES = 0.3, 0.1  # of soft rounding, from the first iteration to the last
@@ -225,6 +226,9 @@ class Fit:
         if flat is not None:
             assert flat.grad is not None
             self._networks.step(flat.grad, LR_NETWORKS * rate, self.iteration + 1)
+            self._networks.value.copy_(
+                self._start + F.softshrink(self._networks.value - self._start, SHRINK * LR_NETWORKS * rate)
+            )
         visits = self.iteration // len(self.windows) + 1
         for grid in range(self.finest, GRIDS):
             gradient = leaves[grid].grad

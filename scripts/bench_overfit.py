@@ -1,0 +1,190 @@
+#!/usr/bin/env python3
+"""Measure `overfit`: real files at several efforts, decoded in another process, beside AVIF and `swift` on the same pictures.
+
+    scripts/bench_overfit.py fit KODAK_FOLDER --efforts 0,5 [--pictures 1,5,8]     rows into results/overfit/
+    scripts/bench_overfit.py summary KODAK_FOLDER                                  results/overfit.json
+
+A row is a picture at a quality and an effort; those that are there are not made again, and several processes share the work. Rate
+differences are means over the qualities of log(bpp / the other codec's at equal PSNR), of averages over all pictures; the
+other codec's curve is interpolated in log(bpp).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import torch
+from scipy.interpolate import PchipInterpolator
+
+from codec import images
+from codec.api import Codec
+from codec.describe import describe
+from codec.evaluation.contenders import ModelContender
+from codec.evaluation.peers import peers
+from codec.fitting import ITERATIONS
+from codec.machine import cpu_name
+from codec.metrics import bpp, psnr_db
+from codec.targets import Target
+
+PICTURES = (1, 5, 8, 13, 19, 23)
+QUALITIES = (20.0, 35.0, 50.0)
+OTHERS = ("avif", "swift")
+MEANS = ("bpp", "psnr_db", "encode_s", "decode_s")
+ROWS = Path("results/overfit")
+DECODE = "import sys; from codec import decode; decode(open(sys.argv[1], 'rb').read(), model=sys.argv[3]).save(sys.argv[2])"
+
+
+def row_of(coder: Codec, model: str, path: Path, quality: float, effort: int) -> dict[str, Any]:
+    """Encode, decode in another process, compare with the decoder of this one; return what was measured."""
+    picture = images.load(path)
+    h, w, _ = picture.pixels.shape
+    begin = time.perf_counter()
+    data = coder.encode_picture(picture, Target(quality=quality), effort=effort)
+    seconds = time.perf_counter() - begin
+    with tempfile.TemporaryDirectory() as folder:
+        source, target = (Path(folder, name) for name in ("a.lic", "a.png"))
+        source.write_bytes(data)
+        subprocess.run([sys.executable, "-c", DECODE, str(source), str(target), model], check=True)
+        facts, decoded = describe(source), images.load(target).pixels
+    begin = time.perf_counter()
+    here = np.asarray(coder.decode(data))
+    decode_seconds = time.perf_counter() - begin
+    if not np.array_equal(here, decoded):
+        raise SystemExit(f"{path}: another process decodes other pixels")
+    assert coder.fit is not None
+    return {
+        "picture": path.name,
+        "quality": quality,
+        "effort": effort,
+        "iterations": coder.fit.iterations,
+        "checkpoint": coder.model.checkpoint.sha256,
+        "bytes": len(data),
+        "networks_bytes": facts["networks_bytes"],
+        "grids_bytes": facts["grids_bytes"],
+        "other_bytes": facts["other_bytes"],
+        "bpp": round(bpp(len(data), w, h), 5),
+        "psnr_db": round(psnr_db(picture.pixels, decoded), 3),
+        "encode_s": round(seconds, 1),
+        "decode_s": round(decode_seconds, 2),
+        "threads": torch.get_num_threads(),
+        "machine": cpu_name(),
+        "file_crc": hashlib.sha256(data).hexdigest()[:8],
+    }
+
+
+def numbers(text: str) -> list[float]:
+    """Return the numbers of a list with commas."""
+    return [float(part) for part in text.split(",")]
+
+
+@click.group()
+def main() -> None:
+    """Measure `overfit`."""
+
+
+@main.command()
+@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--model", default="overfit", show_default=True)
+@click.option("--pictures", default=",".join(map(str, PICTURES)), show_default=True)
+@click.option("--qualities", default=",".join(map(str, QUALITIES)), show_default=True)
+@click.option("--efforts", default="0,5", show_default=True)
+@click.option("--threads", default=1, show_default=True)
+@click.option("--reverse", is_flag=True, help="The last picture first: for a second process.")
+def fit(folder: Path, model: str, pictures: str, qualities: str, efforts: str, threads: int, reverse: bool) -> None:
+    """Write a row for each picture, quality and effort that has none of this checkpoint."""
+    torch.set_num_threads(threads)
+    coder = Codec(model, "cpu")
+    ROWS.mkdir(parents=True, exist_ok=True)
+    jobs = [(int(n), q, int(e)) for e in numbers(efforts) for q in numbers(qualities) for n in numbers(pictures)]
+    for number, quality, effort in reversed(jobs) if reverse else jobs:
+        path = ROWS / f"{coder.model.checkpoint.sha256[:8]}-{number:02d}-q{quality:g}-e{effort}.json"
+        claim = path.with_suffix(".claim")
+        if path.exists() or claim.exists():
+            continue
+        claim.touch()
+        try:
+            row = row_of(coder, model, folder / f"kodim{number:02d}.png", quality, effort)
+            partial = path.with_suffix(".partial")
+            partial.write_text(json.dumps(row, indent=1) + "\n", encoding="utf-8")
+            os.replace(partial, path)
+        finally:
+            claim.unlink(missing_ok=True)
+        click.echo(f"{path.name}: {row['bpp']:.4f} bpp, {row['psnr_db']:.2f} dB, {row['encode_s']:.0f} s")
+
+
+def other_curve(name: str, paths: list[Path]) -> list[dict[str, float]]:
+    """Return the averages over the pictures of another codec at its settings."""
+    contender = ModelContender.of("swift", "cpu") if name == "swift" else peers(name)[0]
+    points = []
+    for quality in contender.grid():
+        pairs = []
+        for path in paths:
+            picture = images.load(path)
+            data = contender.encode(picture, quality)
+            h, w, _ = picture.pixels.shape
+            pairs.append((bpp(len(data), w, h), psnr_db(picture.pixels, contender.decode(data))))
+        means = np.mean(pairs, axis=0)
+        points.append({"quality": quality, "bpp": round(float(means[0]), 5), "psnr_db": round(float(means[1]), 3)})
+    return points
+
+
+def difference_percent(points: list[dict[str, float]], curve: list[dict[str, float]]) -> float | None:
+    """Return how many more bits the points take than a curve at their PSNR, on average; None outside of the curve."""
+    curve = sorted(curve, key=lambda point: point["psnr_db"])
+    at = PchipInterpolator([p["psnr_db"] for p in curve], np.log([p["bpp"] for p in curve]), extrapolate=False)
+    gaps = np.array([np.log(point["bpp"]) - at(point["psnr_db"]) for point in points])
+    return None if np.isnan(gaps).any() else round(100 * float(np.expm1(gaps.mean())), 2)
+
+
+@main.command()
+@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--model", default="overfit", show_default=True)
+@click.option("-o", "--out", type=click.Path(path_type=Path), default=Path("results/overfit.json"), show_default=True)
+def summary(folder: Path, model: str, out: Path) -> None:
+    """Write the averages of the rows of a checkpoint, those of AVIF and `swift`, and the rate differences."""
+    sha256 = Codec(model, "cpu").model.checkpoint.sha256
+    rows = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(ROWS.glob(f"{sha256[:8]}-*.json"))]
+    paths = [folder / f"kodim{number:02d}.png" for number in PICTURES]
+    others = {name: other_curve(name, paths) for name in OTHERS}
+    efforts = []
+    for effort in sorted({row["effort"] for row in rows}):
+        points = []
+        for quality in QUALITIES:
+            chosen = [row for row in rows if (row["effort"], row["quality"]) == (effort, quality)]
+            if {row["picture"] for row in chosen} >= {path.name for path in paths}:
+                means = {
+                    key: float(np.mean([row[key] for row in chosen])) for key in ("bpp", "psnr_db", "encode_s", "decode_s")
+                }
+                share = sum(row["networks_bytes"] for row in chosen) / sum(row["bytes"] for row in chosen)
+                points.append(
+                    {"quality": quality, **{k: round(v, 4) for k, v in means.items()}, "networks_share": round(share, 4)}
+                )
+        if points:
+            against = {name: difference_percent(points, curve) for name, curve in others.items()}
+            efforts.append(
+                {"effort": effort, "iterations": ITERATIONS[effort], "points": points, "rate_difference_percent": against}
+            )
+    result = {
+        "pictures": [path.name for path in paths],
+        "checkpoint": sha256,
+        "efforts": efforts,
+        "others": others,
+        "rows": rows,
+    }
+    out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    for entry in efforts:
+        click.echo(f"effort {entry['effort']}: {entry['rate_difference_percent']}")
+
+
+if __name__ == "__main__":
+    main()
