@@ -4,7 +4,7 @@
     scripts/bench_overfit.py fit KODAK_FOLDER --efforts 0,5 [--pictures 1,5,8]     rows into results/overfit/
     scripts/bench_overfit.py summary KODAK_FOLDER                                  results/overfit.json
 
-A row is a picture at a quality and an effort; those that are there are not made again, and several processes share the work. Rate
+A row is a picture at a quality and an effort; those that are there are not made again, and processes share the work. Rate
 differences are means over the qualities of log(bpp / the other codec's at equal PSNR), of averages over all pictures; the
 other codec's curve is interpolated in log(bpp).
 """

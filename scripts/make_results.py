@@ -231,7 +231,7 @@ def models() -> str:
         out += f"\n### `{name}`, measured\n\n" + report_table(codecs[name]["points"])
         for quoted_name in QUOTED_OF.get(name, ()):
             out += quotation(quoted_name, published[quoted_name], codecs[name]["points"])
-    return out + contexts(load("contexts.json")) + overfit(load("overfit.json"), table)
+    return out + contexts(load("contexts.json")) + overfit(load("overfit.json"))
 
 
 def overview(name: str, row: dict[str, Any], points: Curve) -> list[str]:
@@ -277,6 +277,34 @@ def contexts(result: dict[str, Any]) -> str:
         f"`checkerboard` decodes in {ratio['decode']:.2f} of `hyperprior`'s time. The segments of wavefronts cost "
         f"{streams['segments_cost_percent']:.2f} % of the bytes at {streams['bpp']:.2f} bpp.\n"
     )
+
+
+def overfit(result: dict[str, Any]) -> str:
+    """Return iterations against rate differences and seconds, and the points at each of them."""
+    row = result["rows"][0]
+    numbers = ", ".join(name.removeprefix("kodim").removesuffix(".png") for name in result["pictures"])
+    out = (
+        f"\n### `overfit`, measured\n\nMeans over the Kodak pictures {numbers}, real files decoded in another process, "
+        f"{row['threads']} thread, {row['machine']}. Bits at equal PSNR against AVIF (Pillow, speed 4, 4:4:4) and `swift` on the "
+        "same pictures, a mean over the points; for a BD-rate there are too few.\n\n"
+    )
+    lines, points = [], []
+    for entry in result["efforts"]:
+        against = {
+            name: "–" if value is None else f"{value:+.1f} %" for name, value in entry["rate_difference_percent"].items()
+        }
+        seconds = sum(point["encode_s"] for point in entry["points"]) / len(entry["points"])
+        decode = sum(point["decode_s"] for point in entry["points"]) / len(entry["points"])
+        lines.append(
+            [entry["effort"], entry["iterations"], against["avif"], against["swift"], f"{seconds:.0f}", f"{decode:.2f}"]
+        )
+        for point in entry["points"]:
+            share = f"{100 * point['networks_share']:.1f} %"
+            points.append(
+                [str(entry["effort"]), f"{point['quality']:g}", f"{point['bpp']:.4f}", f"{point['psnr_db']:.2f}", share]
+            )
+    out += table(["effort", "iterations", "against AVIF", "against `swift`", "encode (s)", "decode (s)"], lines)
+    return out + "\n" + table(["effort", "quality", "bpp", "PSNR (dB)", "share of the networks"], points)
 
 
 @click.command()
