@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,9 @@ from codec.fitting import ITERATIONS
 from codec.machine import cpu_name
 from codec.metrics import bpp, psnr_db
 from codec.targets import Target
+from models.overfit.networks import Analysis, fresh_gains, fresh_parameters
+from models.overfit.runtime import ANALYSIS, OverfitModel
+from models.overfit.weights import BaseNetworks
 
 PICTURES = (1, 5, 8, 13, 19, 23)
 QUALITIES = (20.0, 35.0, 50.0)
@@ -184,6 +188,41 @@ def summary(folder: Path, model: str, out: Path) -> None:
     out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     for entry in efforts:
         click.echo(f"effort {entry['effort']}: {entry['rate_difference_percent']}")
+
+
+def cold(model: OverfitModel) -> OverfitModel:
+    """Return the model with networks and analysis that have seen no picture."""
+    torch.manual_seed(0)
+    config = model.config
+    base = BaseNetworks.rounded(config, fresh_parameters(config), fresh_gains(config))
+    analysis = {ANALYSIS + name: value.detach() for name, value in Analysis(config.analysis).state_dict().items()}
+    return OverfitModel(replace(model.checkpoint, tensors=base.tensors() | analysis), model.device)
+
+
+@main.command()
+@click.argument("picture", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--model", default="overfit", show_default=True)
+@click.option("--quality", default=35.0, show_default=True)
+@click.option("--iterations", default="250,1000,4000", show_default=True)
+@click.option("-o", "--out", type=click.Path(path_type=Path), default=Path("results/overfit_start.json"), show_default=True)
+def start(picture: Path, model: str, quality: float, iterations: str, out: Path) -> None:
+    """Write what the start from trained networks saves: the Lagrangian after so many iterations, with and without."""
+    torch.set_num_threads(1)
+    warm = Codec(model, "cpu").model
+    assert isinstance(warm, OverfitModel)
+    x = torch.from_numpy(images.load(picture).pixels).permute(2, 0, 1)
+    level, rows = round(quality / 100 * warm.max_level), []
+    for name, loaded in (("trained", warm), ("untrained", cold(warm))):
+        for count in map(int, numbers(iterations)):
+            torch.manual_seed(0)
+            descent = loaded.fit(x, level, finest=1)
+            descent.run(count)
+            _, state = descent.finish()
+            rows.append({"start": name, "iterations": count, "bpp": state.bpp, "networks_bpp": state.networks_bpp})
+            rows[-1] |= {"psnr_db": state.psnr_db, "lagrangian": state.cost(descent.lmbda)}
+            click.echo(f"{name}, {count}: {state.cost(descent.lmbda):.4f}")
+    result = {"picture": picture.name, "quality": quality, "checkpoint": warm.checkpoint.sha256, "rows": rows}
+    out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

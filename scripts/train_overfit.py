@@ -2,10 +2,14 @@
 """Train what a fit of `overfit` starts from: base networks and analysis, over photographs; export them as a checkpoint.
 
     scripts/train_overfit.py train PHOTOS -o run.pt --minutes 60 [--start run.pt]
-    scripts/train_overfit.py export run.pt -o checkpoints --name overfit
+    scripts/train_overfit.py adapt PHOTOS --start run.pt -o adapted.pt --minutes 30
+    scripts/train_overfit.py export adapted.pt -o checkpoints --name overfit
 
 The decoder of `overfit` and a small analysis in front of it, trained as one autoencoder of all rate levels: λ·255²·MSE +
 bits, the level drawn anew for each batch. The finest grid is left out at low rates, kept at high ones, and drawn in between.
+
+Then networks move towards what descents for single crops make of them (Reptile: Nichol 2018, arXiv 1803.02999): what all
+pictures want is in the start, and need not be in their files.
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ import math
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,8 +30,9 @@ from torch import Tensor
 from bitstream.tables import constants_crc
 from codec.release import add_to_manifest
 from codec.training.data import CropStore, find_images
-from models.checkpoint import save_checkpoint
+from models.checkpoint import Checkpoint, save_checkpoint
 from models.overfit.configs import GRIDS, MODEL, OverfitConfig, levelled
+from models.overfit.fit import WINDOW
 from models.overfit.networks import (
     Analysis,
     Parameters,
@@ -38,7 +44,7 @@ from models.overfit.networks import (
     ste,
     with_ring,
 )
-from models.overfit.runtime import ANALYSIS
+from models.overfit.runtime import ANALYSIS, OverfitModel
 from models.overfit.weights import BaseNetworks
 
 BATCH, CROP = 8, 128
@@ -47,6 +53,7 @@ WARM_UP, FLAT = 200, 0.3  # steps; share of the time before the cosine
 CLIP = 1.0
 EMA = 0.998
 SAVE_MINUTES = 4.0
+ADAPTION = 0.1  # share of what a descent moved the networks by, falling to 0 in the second half
 FINEST_LEVELS = 1.5, 5.0  # between these, the finest grid is there the more often the higher the level
 
 
@@ -158,13 +165,67 @@ def _facts(begin: float, step: int, steps: float, minutes: float, pictures: int)
     return {"steps": steps + step, "minutes": round(minutes + (time.monotonic() - begin) / 60, 1), "pictures": pictures}
 
 
+def adapt(args: argparse.Namespace) -> None:
+    """Move the networks of a state towards those that descents for crops end with."""
+    state = torch.load(args.start, weights_only=True)
+    config, averages = OverfitConfig.of(state["config"]), state["averages"]
+    rng, begin, saved, count = np.random.default_rng(args.seed), time.monotonic(), time.monotonic(), 0
+    paths = find_images(args.photos, WINDOW)
+    store = CropStore(paths[:: max(1, -(-len(paths) // args.pictures))], torch.device("cpu"))
+    gains = [float("nan")]
+    while (share := (time.monotonic() - begin) / 60 / args.minutes) < 1:
+        level = int(rng.integers(256 * (config.levels - 1) + 1))
+        low, high = FINEST_LEVELS
+        finest = int(rng.random() > (level / 256 - low) / (high - low))
+        model = OverfitModel(_checkpoint(config, averages), torch.device("cpu"))
+        fit = model.fit(store.batch(1, WINDOW, rng)[0], level, finest)
+        before = fit.measure().cost(fit.lmbda)
+        fit.descend(args.iterations)
+        gains.append(1 - fit.measure().cost(fit.lmbda) / before)
+        move = ADAPTION * min(1.0, 2 * (1 - share))
+        for name, offset in fit.offsets().items():
+            value = averages[f"networks.{name}"]
+            if levelled(name):
+                row = min(level >> 8, config.levels - 2)
+                part = level / 256 - row
+                value[row] += move * (1 - part) * offset
+                value[row + 1] += move * part * offset
+            else:
+                value += move * offset
+        count += 1
+        if time.monotonic() - saved > 60 * SAVE_MINUTES or count == 1:
+            saved = time.monotonic()
+            _write_adapted(args.output, state, count, begin)
+            print(
+                f"{share * args.minutes:.0f} min, {count} crops, a descent saves {100 * np.nanmean(gains[-50:]):.1f} %",
+                flush=True,
+            )
+    _write_adapted(args.output, state, count, begin)
+
+
+def _write_adapted(path: Path, state: dict[str, Any], count: int, begin: float) -> None:
+    facts = state["facts"] | {"adapted": count, "adapted_minutes": round((time.monotonic() - begin) / 60, 1)}
+    partial = path.with_suffix(path.suffix + ".partial")
+    torch.save(state | {"facts": facts}, partial)
+    os.replace(partial, path)
+
+
+def _tensors(config: OverfitConfig, averages: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors of a checkpoint."""
+    parameters = {name.removeprefix("networks."): value for name, value in averages.items() if name.startswith("networks.")}
+    tensors = BaseNetworks.rounded(config, parameters, averages["gains"]).tensors()
+    return tensors | {name: value.half() for name, value in averages.items() if name.startswith(ANALYSIS)}
+
+
+def _checkpoint(config: OverfitConfig, averages: dict[str, Tensor]) -> Checkpoint:
+    return Checkpoint(MODEL, MODEL, dataclasses.asdict(config), _tensors(config, averages), "0" * 64, constants_crc())
+
+
 def export(args: argparse.Namespace) -> None:
     """Write a state as a checkpoint and its manifest row."""
     state = torch.load(args.state, weights_only=True)
     config, averages = OverfitConfig.of(state["config"]), state["averages"]
-    parameters = {name.removeprefix("networks."): value for name, value in averages.items() if name.startswith("networks.")}
-    tensors = BaseNetworks.rounded(config, parameters, averages["gains"]).tensors()
-    tensors |= {name: value.half() for name, value in averages.items() if name.startswith(ANALYSIS)}
+    tensors = _tensors(config, averages)
     path = args.output / f"{args.name}.safetensors"
     sha256 = save_checkpoint(
         path, model=MODEL, config=dataclasses.asdict(config), tensors=tensors, constants_crc=constants_crc()
@@ -177,6 +238,7 @@ def export(args: argparse.Namespace) -> None:
         "max_level": config.max_level,
         "steps": int(facts["steps"]),
         "minutes": facts["minutes"],
+        "adapted": f"{int(facts.get('adapted', 0))} crops of {WINDOW}, {facts.get('adapted_minutes', 0.0)} minutes",
         "data": f"{int(facts['pictures'])} photographs, crops of {CROP}",
         "tune": "psnr",
         "parameters": sum(math.prod(shape) for shape in config.shapes().values()),
@@ -199,6 +261,15 @@ def main() -> None:
     sub.add_argument("--pictures", type=int, default=500, help="held in memory at most")
     sub.add_argument("--seed", type=int, default=0)
     sub.set_defaults(run=train)
+    sub = commands.add_parser("adapt")
+    sub.add_argument("photos", type=Path)
+    sub.add_argument("-o", "--output", type=Path, required=True)
+    sub.add_argument("--minutes", type=float, default=30)
+    sub.add_argument("--start", type=Path, required=True)
+    sub.add_argument("--iterations", type=int, default=200, help="of each descent")
+    sub.add_argument("--pictures", type=int, default=500, help="held in memory at most")
+    sub.add_argument("--seed", type=int, default=0)
+    sub.set_defaults(run=adapt)
     sub = commands.add_parser("export")
     sub.add_argument("state", type=Path)
     sub.add_argument("-o", "--output", type=Path, required=True)

@@ -29,8 +29,8 @@ from models.overfit.weights import ABSENT, STEPS, Differences, best_scale
 WINDOW = 256  # pixels
 FINE_GRIDS = 3  # that are cut to the window: its blocks of 64 positions are whole. Coarser grids are small enough
 HALO = 2  # positions around a window that synthesis sees
-LR_LATENTS, LR_NETWORKS = 1e-2, 1e-3
-SHRINK = 0.1  # of a step of the networks: towards the base, so that what only the noise of windows moves stays there
+LR_LATENTS, LR_NETWORKS = 4e-2, 2e-3
+SHRINK = 0.2  # of a step of the networks: towards the base, so that what only the noise of windows moves stays there
 HARD_SHARE = 0.15  # of the iterations: with plain rounding
 HARD_RATE = 0.1  # of the learning rates, falling to 0
 TEMPERATURES = 0.3, 0.1  # of soft rounding, from the first iteration to the last
@@ -174,18 +174,19 @@ class Fit:
         The networks are quantised where plain rounding begins: from there on the latents alone move, and make the best of them.
         """
         soft = max(1, round(iterations * (1 - HARD_SHARE)))
+        self.descend(soft, report)
         while self.iteration < iterations:
-            number = self.iteration
-            if number < soft:
-                share = number / soft
-                temperature, noise = (first + (last - first) * share for first, last in (TEMPERATURES, NOISES))
-                rate = 0.5 * (1 + math.cos(math.pi * share)) * (1 - HARD_RATE) + HARD_RATE
-                quantise = _soft(temperature, noise)
-            else:
-                if self.differences is None:
-                    self.differences = self._choose_steps()
-                rate, quantise = HARD_RATE * (iterations - number) / (iterations - soft), ste
-            self._turn(quantise, rate, report)
+            if self.differences is None:
+                self.differences = self._choose_steps()
+            self._turn(ste, HARD_RATE * (iterations - self.iteration) / (iterations - soft), report)
+
+    def descend(self, iterations: int, report: Callable[[int, float, float], None] = lambda *_: None) -> None:
+        """Descend to this number of iterations with soft rounding that grows harder, noise and rates that fall."""
+        while self.iteration < iterations:
+            share = self.iteration / iterations
+            temperature, noise = (first + (last - first) * share for first, last in (TEMPERATURES, NOISES))
+            rate = 0.5 * (1 + math.cos(math.pi * share)) * (1 - HARD_RATE) + HARD_RATE
+            self._turn(_soft(temperature, noise), rate, report)
 
     def extend(self, iterations: int, report: Callable[[int, float, float], None] = lambda *_: None) -> None:
         """Descend on with plain rounding: for a λ that was changed a little."""
@@ -360,8 +361,9 @@ class Fit:
         return Differences.quantised(self.config, self.finest, offsets, tuple(chosen))
 
     def _with(self, differences: Differences) -> Parameters:
-        base = {name: (value.double() * 2**16).round().long() for name, value in self._base.items()}
-        return {name: (value.double() / 2**16).float() for name, value in differences.added(self.config, base).items()}
+        base = {name: (value.cpu().double() * 2**16).round().long() for name, value in self._base.items()}
+        added = differences.added(self.config, base)
+        return {name: (value.double() / 2**16).float().to(self._start.device) for name, value in added.items()}
 
     def _state(self) -> dict[str, _Adam]:
         return {"networks": self._networks, **{f"latents.{grid}": adam for grid, adam in enumerate(self._latents)}}

@@ -121,7 +121,7 @@ class Differences:
 
 
 def _group(names: list[str], offsets: Parameters, step: int) -> NDArray[np.int16]:
-    flat = torch.cat([offsets[name].detach().reshape(-1) for name in names])
+    flat = torch.cat([offsets[name].detach().cpu().reshape(-1) for name in names])
     if step == ABSENT:
         return np.zeros(len(flat), np.int16)
     return (flat.double() * 2.0 ** (UNITS - step)).round().clamp(-SYMBOL_MAX, SYMBOL_MAX).numpy().astype(np.int16)
