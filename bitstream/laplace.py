@@ -41,8 +41,10 @@ def laplace_master() -> MasterTable:
     half = 1 << MASTER_BITS - 1
     rows = np.empty((SCALES, FRACTIONS, len(k)), np.int64)
     for row, slope in zip(rows, decay, strict=True):
-        octaves = np.minimum(np.abs(edges) * slope >> 24 + FRACTION_BITS - 8, 2 * MASTER_BITS * LOG2_UNITS)
-        tail = pow2_fixed(-octaves) << MASTER_BITS - 1 - POW2_BITS
+        octaves = np.minimum(np.abs(edges) * slope >> 24 + FRACTION_BITS - 16, 2 * MASTER_BITS * LOG2_UNITS << 8)
+        above, below = pow2_fixed(-(octaves >> 8)), pow2_fixed(-(octaves >> 8) - 1)
+        # Interpolated: of wide scales 1/256 octave is more than a symbol
+        tail = (above << MASTER_BITS - 1 - POW2_BITS) - ((above - below) * (octaves & 255) << MASTER_BITS - 9 - POW2_BITS)
         row[:] = np.where(edges < 0, tail, 2 * half - tail)
     rows += k + SYMBOL_MAX
     return MasterTable(-SYMBOL_MAX, rows.reshape(SCALES * FRACTIONS, -1))

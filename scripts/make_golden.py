@@ -9,6 +9,7 @@ them again to mend a test. Pictures are drawn from arithmetic here, nothing is d
 from __future__ import annotations
 
 import dataclasses
+import sys
 from dataclasses import replace
 from pathlib import Path
 from unittest import mock
@@ -34,6 +35,10 @@ from models.runtime import tables_crc, transforms
 from models.tracing import trace
 
 FOLDER = Path(__file__).resolve().parent.parent / "tests" / "golden"
+sys.path.insert(0, str(FOLDER.parent / "support"))
+
+from tiny_overfit import write_tiny_overfit  # noqa: E402
+
 SMALL_SWIFT = SwiftConfig(C=24, D=32, M=32, N=16, blocks_8=1, blocks_16=1, hyper=16, features=16, hidden=24, levels=4)
 TINY: dict[str, RateConfig] = {
     "swift": SMALL_SWIFT,
@@ -109,6 +114,8 @@ def stir(model: Network, name: str) -> None:
 def main() -> None:
     """Write what is missing."""
     FOLDER.mkdir(parents=True, exist_ok=True)
+    if not (FOLDER / "tiny-overfit.safetensors").exists():
+        write_tiny_overfit(FOLDER / "tiny-overfit.safetensors")
     for model in TINY:
         checkpoint = FOLDER / f"tiny-{model}.safetensors"
         if not checkpoint.exists():

@@ -11,6 +11,7 @@ import json
 import math
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -380,30 +381,37 @@ class Fit:
         header = json.dumps({**facts, "iteration": self.iteration, "steps": steps})
         beside = path.with_name(f".{path.name}.{os.getpid()}")
         try:
-            safetensors.torch.save_file({n: t.contiguous().cpu() for n, t in tensors.items()}, beside, {"fit": header})
+            beside.write_bytes(safetensors.torch.save({n: t.contiguous().cpu() for n, t in tensors.items()}, {"fit": header}))
             os.replace(beside, path)
         except OSError as error:
-            beside.unlink(missing_ok=True)
+            with suppress(OSError):
+                beside.unlink()
             raise UsageError(f"{path} cannot be written ({error.strerror}): choose another place") from error
 
     def resume(self, path: Path, facts: dict[str, str]) -> None:
         """Go on from what ``save`` wrote. Raises UsageError if that is another picture's, or of other options."""
-        header, tensors = stored_facts(path), safetensors.torch.load_file(path)
+        header, named = stored_facts(path), self._state()
         for name, wanted in facts.items():
             if header.get(name) != wanted:
                 raise UsageError(
                     f"{path} is the state of a fit with {name} {header.get(name)}, here it is {wanted}: give the same"
                 )
-        named = self._state()
         try:
+            tensors = safetensors.torch.load_file(path)
             for name, adam in named.items():
                 for key in ("value", "mean", "square"):
-                    getattr(adam, key).copy_(tensors[f"{name}/{key}"])
+                    own = getattr(adam, key)
+                    own.copy_(tensors[f"{name}/{key}"].view(own.shape))
             self.iteration, self._order = int(header["iteration"]), tensors["order"].tolist()
+            if self.iteration < 0 or not set(self._order) <= set(range(len(self.windows))):
+                raise ValueError(f"iteration {self.iteration}, windows {self._order}")
             if header["steps"] is not None:
+                steps = tuple(header["steps"])
                 symbols = tuple(tensors[f"symbols.{i}"].numpy() for i in range(len(self.config.groups())))
-                self.differences = Differences(self.finest, tuple(header["steps"]), symbols)
-        except (KeyError, RuntimeError, TypeError) as error:
+                if not set(steps) <= {ABSENT, *STEPS}:
+                    raise ValueError(f"steps {steps}")
+                self.differences = Differences(self.finest, steps, symbols)
+        except (KeyError, RuntimeError, TypeError, ValueError, safetensors.SafetensorError) as error:
             raise UsageError(f"{path} is not the state of this fit ({error}): leave --resume away") from error
 
 

@@ -100,7 +100,8 @@ class OverfitModel:
         try:
             analysis.load_state_dict(tensors)
         except RuntimeError as error:
-            raise CheckpointError(f"checkpoint {self.checkpoint.name}: {error}: fetch it again") from error
+            found = " ".join(str(error).split())  # one line
+            raise CheckpointError(f"checkpoint {self.checkpoint.name}: {found}: fetch it again") from error
         return analysis.to(self.device).eval()
 
     @torch.no_grad()

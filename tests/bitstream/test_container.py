@@ -9,8 +9,8 @@ import zlib
 
 import pytest
 
-from bitstream.chunks import ALPHA, EXIF, ICC, XMP, Y_TILE, Metadata, Z
-from bitstream.container import Container
+from bitstream.chunks import ALPHA, EXIF, GRIDS, ICC, NETWORKS, XMP, Y_TILE, Metadata, Z, tile_kinds
+from bitstream.container import Container, Tile
 from bitstream.errors import CodecError, FormatError, LimitError, VersionError
 from bitstream.header import SIGNATURE, Header, unpack_header
 from bitstream.limits import MAX_SIDE, Limits
@@ -211,9 +211,9 @@ def test_a_sealed_file_with_any_other_byte_is_read_or_refused_with_our_error(off
 # --- fields
 
 
-@pytest.mark.parametrize("flags", [0x04, 0x07, 0x80, 0xFF])
+@pytest.mark.parametrize("flags", [0x08, 0x0F, 0x80, 0xFF])
 def test_rejects_unknown_flags(flags):
-    with pytest.raises(FormatError, match=f"flags are {flags:#04x}, known are 0x03"):
+    with pytest.raises(FormatError, match=f"flags are {flags:#04x}, known are 0x07"):
         Container.unpack(changed(5, flags))
 
 
@@ -345,7 +345,61 @@ def test_rejects_alpha_that_the_header_does_not_tell_of():
         Container.unpack(chunked((Z, b""), (Y_TILE, b""), (ALPHA, b"")))
 
 
-@pytest.mark.parametrize("kind", [0, 5, 0x7F])
+# --- fitted files: networks and grids in the place of Z and Y_TILE
+
+
+FITTED = dataclasses.replace(HEADER, fitted=True)
+
+
+@pytest.mark.parametrize("gray", [False, True])
+@pytest.mark.parametrize("alpha", [False, True])
+def test_fitted_is_bit_2_of_the_flags(gray, alpha):
+    header = dataclasses.replace(FITTED, gray=gray, alpha=alpha)
+    data = header.pack()
+    assert data[5] == 4 + gray + 2 * alpha
+    assert Header.unpack(memoryview(data)) == (header, len(data))
+
+
+@pytest.mark.parametrize("tile", [8, 10, 15])
+def test_fitted_files_have_no_tiles(tile):
+    header = dataclasses.replace(FITTED, tile=tile)
+    with pytest.raises(FormatError, match=f"tile field is {tile}, expected 0 of a file with networks"):
+        header.pack()
+    body = bytearray(FITTED.pack())
+    body[body.index(FITTED.model_id) + 6] = tile
+    with pytest.raises(FormatError, match=f"tile field is {tile}, expected 0 of a file with networks"):
+        Container.unpack(sealed(bytes(body)))
+
+
+@pytest.mark.parametrize("alpha", [False, True])
+def test_fitted_files_hold_networks_grids_and_alpha(alpha):
+    header = dataclasses.replace(FITTED, alpha=alpha)
+    tile = Tile([b"\xaa", b"\xbb\xcc"], HEADER.symbol_crc, b"\xff" if alpha else b"")
+    container = Container.of_tiles(header, [tile])
+    assert tile_kinds(header) == (NETWORKS, GRIDS, ALPHA)[: 2 + alpha]
+    assert container.chunks == [(NETWORKS, b"\xaa"), (GRIDS, b"\xbb\xcc"), (ALPHA, b"\xff")][: 2 + alpha]
+    assert container.pack() == sealed(header.pack() + bytes.fromhex("0501aa 0602bbcc" + " 0301ff" * alpha))
+    assert Container.unpack(container.pack()) == container
+    assert container.tile(0) == tile
+
+
+@pytest.mark.parametrize(
+    "kinds",
+    [[], [NETWORKS], [GRIDS], [GRIDS, NETWORKS], [Z, Y_TILE], [NETWORKS, Y_TILE], [NETWORKS, NETWORKS, GRIDS]]
+    + [[NETWORKS, GRIDS, GRIDS], [Z, NETWORKS, GRIDS], [NETWORKS, GRIDS, Y_TILE], [NETWORKS, GRIDS, ALPHA]],
+)  # fmt: skip
+def test_rejects_other_chunks_of_a_fitted_file(kinds):
+    with pytest.raises(FormatError, match=r"expected one NETWORKS and one GRIDS, \[5, 6\]"):
+        Container.unpack(Container(FITTED, [(kind, b"") for kind in kinds]).pack())
+
+
+@pytest.mark.parametrize("kinds", [[NETWORKS, GRIDS], [Z, GRIDS], [Z, Y_TILE, GRIDS], [NETWORKS, Z, Y_TILE]])
+def test_rejects_networks_and_grids_that_the_header_does_not_tell_of(kinds):
+    with pytest.raises(FormatError, match=r"expected one Z and one Y_TILE, \[1, 2\]"):
+        Container.unpack(chunked(*((kind, b"") for kind in kinds)))
+
+
+@pytest.mark.parametrize("kind", [0, 7, 0x7F])
 def test_rejects_other_chunks_that_are_not_ancillary(kind):
     with pytest.raises(FormatError, match=f"chunk type {kind} is not known.*newer codec"):
         Container.unpack(chunked((Z, b""), (Y_TILE, b""), (kind, b"")))

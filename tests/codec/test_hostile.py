@@ -19,7 +19,17 @@ from random import Random
 
 import numpy as np
 import pytest
-from decoding import GOLDEN, TINY_PIXELS, Outcome, golden_seeds, judge, merely_large, tiny_codecs, with_right_symbol_crc
+from decoding import (
+    GOLDEN,
+    TINY_PIXELS,
+    UNUSED,
+    Outcome,
+    golden_seeds,
+    judge,
+    merely_large,
+    tiny_codecs,
+    with_right_symbol_crc,
+)
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mutations import MANGLINGS, MUTATIONS, Pieces, cut, frame, mutate, pack, seal, stream_fields, unpack, with_crc
@@ -28,7 +38,7 @@ from bitstream.errors import CheckpointError, CodecError, DesyncError, FormatErr
 from codec import Codec
 
 HOSTILE = sorted((Path(__file__).parent.parent / "hostile").glob("*.lic"))
-CHECKPOINTS = sorted(path.stem for path in GOLDEN.glob("tiny-*.safetensors"))
+CHECKPOINTS = sorted(path.stem for path in GOLDEN.glob("tiny-*.safetensors") if path.stem != UNUSED)
 SLOW = ("tiny-attention", "tiny-joint")  # wavefronts: a file takes 15 ms, not 3
 FEW_PIXELS = 2**14  # padded, of a file whose size is forged
 LITTLE = 2**28  # bytes of address space: less than what the claims of the files here would take
@@ -305,7 +315,7 @@ def test_a_small_file_of_a_larger_picture_takes_memory_for_the_picture_alone(cod
     [
         (FormatError, r"begins with 88 4c 49 43, expected 89 4c 49 43", lambda p: dict(prefix=b"\x88" + p.prefix[1:])),
         (FormatError, r"version 9 .*\(this program reads 1\).*update", lambda p: dict(prefix=p.prefix[:4] + b"\x09\0")),
-        (FormatError, r"flags are 0x40, known are 0x03", lambda p: dict(prefix=p.prefix[:5] + b"\x40")),
+        (FormatError, r"flags are 0x40, known are 0x07", lambda p: dict(prefix=p.prefix[:5] + b"\x40")),
         (FormatError, r"0×37, expected 1 … 16777216", lambda p: dict(sides=(b"\0", pack(37)))),
         (CheckpointError, r"checkpoint 00000000, loaded is [0-9a-f]{8}", lambda p: dict(fixed=bytes(4) + p.fixed[4:])),
         (FormatError, r"chunk type 119 is not known.*update", lambda p: dict(chunks=((0x77, b""), *p.chunks))),
