@@ -8,10 +8,13 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any, BinaryIO
 
 import click
@@ -118,12 +121,16 @@ def encode(
     coder.check_effort(effort)
     if resume is not None and len(pairs) > 1:
         raise UsageError(f"--resume keeps the fit of one picture, {len(pairs)} are given: encode them one by one")
+    if resume is not None and os.path.abspath(resume) in map(os.path.abspath, (pairs[0].source, pairs[0].target)):
+        raise UsageError(f"--resume {resume} is the picture or the target itself: choose another name")
 
     def work(pair: Pair) -> Row:
         source = _picture(pair.source, limits)
         source_bytes = len(source) if isinstance(source, bytes) else size_of(source)
         picture = images.load(source, limits=limits, strip=strip, strict=strict, name="stdin")
-        with _refinement_bar(coder, effort, shown=len(pairs) == 1 and not files.quiet) as progress:
+        single = len(pairs) == 1
+        bar = _refinement_bar(coder, effort, shown=single and not files.quiet)
+        with _interrupts(coder.fits_pictures and single), bar as progress:
             data = coder.encode_picture(picture, goal, effort=effort, progress=progress, resume=resume)
         if coder.fit is not None and coder.fit.interrupted:
             click.echo(f"interrupted: {printable(pair.target)} holds what was found so far", err=True)
@@ -193,6 +200,27 @@ def _refinement_bar(coder: Any, effort: int, shown: bool) -> Iterator[Callable[[
             bar.update(task, completed=share, description=text)
 
         yield update
+
+
+@contextlib.contextmanager
+def _interrupts(kept: bool) -> Iterator[None]:
+    """Let Ctrl-C end a descent, whose file is then kept; elsewhere, and the second time, it ends the program as ever."""
+    before = signal.getsignal(signal.SIGINT)
+    if not kept or not callable(before) or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(_: int, __: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, before)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    except KeyboardInterrupt:  # no descent took it
+        before(signal.SIGINT, None)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @file_options(".png")

@@ -1,15 +1,17 @@
-"""Encoding with ``overfit``: a descent for each picture, of so many iterations; targets are met by changing λ on the way.
+"""Encoding with ``overfit``: a descent for each picture, of so many iterations; targets are met by the rate level.
 
-A short search with short descents finds the rate level; after the long one, λ is changed a little until the file is what was
-asked for.
+Short descents find the level for the long one. Its latents, scaled to the gains of other levels, make the files of these
+without a descent: so the level that meets the target is searched as with the other models, at first with the short descents, in
+the end with the long one.
 """
 
 from __future__ import annotations
 
 import math
+import warnings
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from time import monotonic
 
@@ -17,36 +19,31 @@ import torch
 
 from bitstream.container import Container, Tile
 from bitstream.engines import Engine
-from bitstream.errors import TargetError, UsageError
+from bitstream.errors import TargetError, UsageError, WriteError
 from bitstream.grid import Rect
 from bitstream.header import Header
 from codec import images
 from codec.alpha import pack_tiles
+from codec.files import check_target
 from codec.fitted import FittedDecoder
 from codec.images import Picture
 from codec.metrics import psnr_db
-from codec.targets import DEFAULT_QUALITY, PSNR_TOLERANCE, SIZE_TOLERANCE, Target
-from models.overfit.fit import Fit, State, stored_facts
+from codec.targets import DEFAULT_QUALITY, Attempt, LevelSearch, Target
+from models.overfit.fit import Fit
 from models.overfit.runtime import OverfitModel, empty_grids
+from models.overfit.state import State, check_facts, stored_facts
 
 ITERATIONS = (1000, 1600, 2500, 4000, 6300, 10_000, 16_000, 25_000, 40_000, 63_000, 100_000)  # by effort, of up to six windows
 WINDOWS = 6
 TRIAL_SHARE = 0.1  # of the iterations: descents that search
-SEARCHES = 5  # short descents for a target at most
-CORRECTIONS = 8  # of λ behind the long descent
-CORRECTION_SHARE = 0.05  # of the iterations, for each
+TRIALS = 3  # short descents for a target at most
+NEAR = 128  # levels in 1/256 from a descent's own to which its latents serve well
+TOO_LARGE, TOO_COARSE_DB = 2.0, 6.0  # of a short descent, for the long one to meet the target
+POLISH_SHARE = 0.1  # of the iterations: behind the long descent, at the level that was found then
+POLISHED = 8  # levels in 1/256 from which that pays
 FULL_RESOLUTION = 2.5  # level from which the finest grid may pay: it is tried
 SAVE_SECONDS = 60.0
 REPORT_SECONDS = 0.2
-DB_PER_LEVEL, OCTAVES_PER_LEVEL = 1.9, 0.6  # about, as of the other models
-
-
-@dataclass
-class FittedFile:
-    """A file, its λ, what a decoder makes of it, and its PSNR in dB if that was asked for."""
-
-    data: bytes
-    psnr_db: float
 
 
 @dataclass
@@ -79,75 +76,84 @@ class PictureFit:
 
     def run(self) -> bytes:
         """Return the file. Raises TargetError if no level meets the target, UsageError for a state of another descent."""
-        limit = self.target.limit(self._size[0] * self._size[1])
-        asked = self.target.psnr is not None or limit is not None
-        trial, correction = (max(1, round(self.iterations * share)) for share in (TRIAL_SHARE, CORRECTION_SHARE))
-        self._total = self.iterations + trial * (SEARCHES if asked else 0) + correction * (CORRECTIONS if asked else 0)
+        asked, trial, polish = not self.target.is_quality, self._share(TRIAL_SHARE), self._share(POLISH_SHARE)
+        self._total = self.iterations + trial * (2 + TRIALS * asked) + polish * asked
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            level, finest = self._stored() or self._start(limit, trial)
+            level, finest = self._stored() or self._start(trial)
             fit = self.model.fit(self._x, level, finest)
-            self._descend(fit, level)
-            file = self._code(fit, level)
-            if asked and not self.interrupted:
-                file = self._correct(fit, level, file, limit, correction)
-        self._check(file, limit)
+            self._descend(fit, level, polish * asked)
+            found, file = self._search(fit, level)
+            if abs(found - level) >= POLISHED and not self.interrupted:
+                file = self._polish(fit, level, found, polish) or file
+        self.progress(1.0)
         return file.data
 
-    def _descend(self, fit: Fit, level: int) -> None:
-        """Run the long descent; an interrupt ends it, and what it has is kept."""
-        facts = self._facts(level, fit.finest)
+    def _share(self, share: float) -> int:
+        return max(1, round(self.iterations * share))
+
+    def _descend(self, fit: Fit, level: int, rest: int) -> None:
+        """Run the long descent, with so many iterations behind it; an interrupt ends it, and what it has is kept."""
+        facts = self._facts() | {"level": str(level), "finest": str(fit.finest)}
         if self.resume is not None and self.resume.exists():
             fit.resume(self.resume, facts)
+        self._done = max(self._done, self._total - rest - self.iterations + fit.iteration)
         saved = monotonic()
 
         def report(iteration: int, bpp: float, psnr: float) -> None:
             nonlocal saved
-            self._report(bpp, psnr)
-            if self.resume is not None and monotonic() - saved > SAVE_SECONDS:
-                fit.save(self.resume, facts)
+            self._report(iteration, bpp, psnr)
+            if monotonic() - saved > SAVE_SECONDS:
+                self._save(fit, facts)
                 saved = monotonic()
 
-        self._done = self._total - self.iterations + fit.iteration if self.target.is_quality else self._done + fit.iteration
         try:
             fit.run(self.iterations, report)
         except KeyboardInterrupt:
             self.interrupted = True
-        if self.resume is not None:
-            fit.save(self.resume, facts)
+        self._save(fit, facts)
 
-    def _facts(self, level: int, finest: int) -> dict[str, str]:
-        picture = zlib.crc32(self.picture.pixels.tobytes())
+    def _save(self, fit: Fit, facts: dict[str, str]) -> None:
+        """Keep the descent, if it is to be; a disk that has become full is no reason to lose it."""
+        if self.resume is not None:
+            try:
+                fit.save(self.resume, facts)
+            except WriteError as error:
+                warnings.warn(str(error), stacklevel=2)
+
+    def _facts(self) -> dict[str, str]:
+        """Return what must be the same where a descent goes on."""
+        given = [f"{name} {value}" for name, value in asdict(self.target).items() if value is not None]
         return {
             "checkpoint": self.model.checkpoint.sha256[:8],
-            "picture": f"{picture:08x}",
-            "target": str(self.target),
-            "level": str(level),
-            "finest": str(finest),
+            "picture": f"{zlib.crc32(self.picture.pixels.tobytes(), zlib.crc32(str(self._size).encode())):08x}",
+            "target": " and ".join(given) or f"quality {DEFAULT_QUALITY}",
+            "effort": str(self.effort),
         }
 
     def _stored(self) -> tuple[int, int] | None:
         """Return level and finest grid of a stored descent: what was searched is not searched again."""
-        if self.resume is None or not self.resume.exists():
+        if self.resume is None:
+            return None
+        check_target(self.resume, overwrite=True)
+        if not self.resume.exists():
             return None
         facts = stored_facts(self.resume)
+        check_facts(self.resume, facts, self._facts())
         try:
             level, finest = int(facts["level"]), int(facts["finest"])
-        except (KeyError, ValueError):
+        except (KeyError, ValueError, TypeError):
             level, finest = -1, 0
         if not (0 <= level <= self.model.max_level and 0 <= finest <= 1):
             raise UsageError(f"{self.resume} is not the state of a fit: leave --resume away, or give the right file")
         return level, finest
 
-    def _start(self, limit: int | None, trial: int) -> tuple[int, int]:
-        """Return the rate level in 1/256 and the finest grid."""
-        if self.target.psnr is not None or self.target.bpp is not None or self.target.size is not None:
-            level = self._search(limit, trial)
-        else:
-            quality = DEFAULT_QUALITY if self.target.quality is None else self.target.quality
-            level = round(quality / 100 * self.model.max_level)
-            if limit is not None:
-                level = min(level, self._search(limit, trial))
+    def _start(self, trial: int) -> tuple[int, int]:
+        """Return the rate level in 1/256 and the finest grid of the long descent."""
+        quality = DEFAULT_QUALITY if self.target.quality is None else self.target.quality
+        level = round(quality / 100 * self.model.max_level)
+        if not self.target.is_quality:
+            level = self._try_levels(level, trial)
         return level, self._finest(level, trial)
 
     def _finest(self, level: int, iterations: int) -> int:
@@ -157,94 +163,73 @@ class PictureFit:
         costs = []
         for finest in (0, 1):
             fit = self.model.fit(self._x, level, finest)
-            fit.run(iterations)
+            fit.run(iterations, self._report)
             costs.append(fit.measure().cost(fit.lmbda))
         return costs.index(min(costs))
 
-    def _search(self, limit: int | None, iterations: int) -> int:
-        """Return the level whose short descents come nearest to the target."""
-        top = self.model.max_level
-        level, tried = top // 2, dict[int, float]()
-        for _ in range(SEARCHES):
+    def _try_levels(self, level: int, iterations: int) -> int:
+        """Return the level that a short descent meets the target at, or an end of the range. Raises TargetError if far off."""
+        for _ in range(TRIALS):
             fit = self.model.fit(self._x, level, 0 if level >= FULL_RESOLUTION * 256 else 1)
-            fit.run(iterations, lambda _, bpp, psnr: self._report(bpp, psnr))
-            tried[level] = self._gap(self._code(fit, level), limit)
-            slope = (DB_PER_LEVEL if self.target.psnr is not None else OCTAVES_PER_LEVEL) / 256
-            if len(tried) > 1:
-                (a, gap_a), (b, gap_b) = sorted(tried.items(), key=lambda item: abs(item[1]))[:2]
-                slope = max((gap_a - gap_b) / (a - b), slope / 3)
-                level = a
-            found = min(max(round(level - tried[level] / slope), 0), top)
-            if found in tried or abs(tried[level]) < 4 * slope:
-                return found
-            level = found
-        return min(tried, key=lambda level: abs(tried[level]))
-
-    def _gap(self, file: FittedFile, limit: int | None) -> float:
-        """Return how far above the target a file is: dB, or octaves of bytes. Both rise with λ."""
-        if self.target.psnr is not None:
-            return file.psnr_db - self.target.psnr
-        assert limit is not None
-        return math.log2(len(file.data) / limit)
-
-    def _meets(self, gap: float) -> bool:
-        """Return whether a file is as near to the target as asked, on its right side; below a mere limit all is."""
-        if self.target.psnr is not None:
-            return 0 <= gap <= PSNR_TOLERANCE
-        is_limit = self.target.bpp is None and self.target.size is None
-        return gap <= 0 and (is_limit or gap >= math.log2(1 - SIZE_TOLERANCE))
-
-    def _correct(self, fit: Fit, level: int, file: FittedFile, limit: int | None, iterations: int) -> FittedFile:
-        """Change λ until the file meets the target; return the best file on its right side, else the nearest."""
-        files = [(self._gap(file, limit), file)]
-        wanted = PSNR_TOLERANCE / 2 if self.target.psnr is not None else -0.5 * SIZE_TOLERANCE * 1.44
-        octaves = (
-            1.0 if self.target.psnr is None else 0.7 * DB_PER_LEVEL / OCTAVES_PER_LEVEL
-        )  # of λ for what is measured: a guess
-        for _ in range(CORRECTIONS):
-            gap = files[-1][0]
-            if self._meets(gap):
+            fit.run(iterations, self._report)
+            before = level
+            try:
+                level, _ = self._search(fit, before)
+            except TargetError:  # the long descent may do it
+                level = 0 if self.target.psnr is None else self.model.max_level
+                if before == level:
+                    self._check_reach(self._code(fit, level, level))
+            if abs(level - before) < NEAR:
                 break
-            step = (wanted - gap) / octaves * 1.5
-            fit.lmbda *= 2 ** min(max(step, -0.7), 0.7)
-            fit.extend(iterations, lambda _, bpp, psnr: self._report(bpp, psnr))
-            file = self._code(fit, level)
-            files.append((self._gap(file, limit), file))
-        over = self.target.psnr is not None
-        right = [pair for pair in files if (pair[0] >= 0) == over or pair[0] == 0]
-        return min(right or files, key=lambda pair: abs(pair[0]))[1]
+        return level
 
-    def _check(self, file: FittedFile, limit: int | None) -> None:
-        if limit is not None and len(file.data) > limit:
-            raise TargetError(
-                f"the smallest file found for this picture has {len(file.data)} bytes, at most {limit} are asked for: allow "
-                "more, or give more effort"
-            )
-        if self.target.psnr is not None and file.psnr_db < self.target.psnr:
-            raise TargetError(
-                f"the best file found for this picture has a PSNR of {file.psnr_db:.2f} dB, {self.target.psnr} are asked "
-                "for: ask for less, or choose another model"
-            )
-
-    def _code(self, fit: Fit, level: int) -> FittedFile:
-        """Return the file of a descent as it stands."""
+    def _check_reach(self, best: Attempt) -> None:
+        """Raise TargetError if a short descent at the end of the range is so far off that the long one will not help."""
         h, w = self._size
-        differences, _ = fit.finish()
-        empty = empty_grids(fit.latents)
-        differences = replace(differences, finest=max(differences.finest, empty))
-        coded = self.model.code(fit.latents, differences, level, h, w, self.engine)
+        limit = self.target.limit(h * w)
+        far = limit is not None and len(best.data) > TOO_LARGE * limit
+        if far or (self.target.psnr is not None and best.psnr_db < self.target.psnr - TOO_COARSE_DB):
+            LevelSearch(lambda _: best, 0).run(self.target, h * w)
+
+    def _search(self, fit: Fit, level: int) -> tuple[int, Attempt]:
+        """Return the level that meets the target, and its file, of a descent at a level as it stands. Raises TargetError."""
+        h, w = self._size
+        return LevelSearch(lambda at: self._code(fit, level, at), self.model.max_level).run(self.target, h * w, level)
+
+    def _polish(self, fit: Fit, level: int, found: int, iterations: int) -> Attempt | None:
+        """Descend a little more at the level that was found; return the file, None if it misses the target now.
+
+        An interrupt ends that, and what it has is kept.
+        """
+        self.model.move(fit, level, found)
+        try:
+            fit.extend(iterations, self._report)
+        except KeyboardInterrupt:
+            self.interrupted = True
+        try:
+            return self._search(fit, found)[1]
+        except TargetError:
+            return None
+
+    def _code(self, fit: Fit, level: int, at: int) -> Attempt:
+        """Return the file of a descent at a level as it stands, its latents scaled to the gains of another one."""
+        h, w = self._size
+        if fit.differences is None:
+            fit.finish()
+        assert fit.differences is not None
+        latents = self.model.scaled(fit.latents, level, at)
+        differences = replace(fit.differences, finest=max(fit.finest, empty_grids(latents)))
+        coded = self.model.code(latents, differences, at, h, w, self.engine)
         picture = self.picture
         (alpha,) = pack_tiles(picture.alpha, [Rect(0, 0, w, h)])
-        header = Header(
-            w, h, picture.gray, self.model.checkpoint.model_id, level, 0, alpha=picture.alpha is not None, fitted=True
-        )
+        header = Header(w, h, picture.gray, self.model.checkpoint.model_id, at, 0, alpha=picture.alpha is not None, fitted=True)
         data = Container.of_tiles(header, [Tile(coded.payloads, coded.crc, alpha)], picture.metadata).pack()
         if self.target.psnr is None:
-            return FittedFile(data, math.nan)
-        pixels = FittedDecoder(self.model, w, h, level).decode(lambda _: coded.decoded, Rect(0, 0, w, h))
-        return FittedFile(data, psnr_db(picture.pixels, images.shown(pixels, gray=picture.gray)))
+            return Attempt(data)
+        pixels = FittedDecoder(self.model, w, h, at).decode(lambda _: coded.decoded, Rect(0, 0, w, h))
+        return Attempt(data, psnr_db(picture.pixels, images.shown(pixels, gray=picture.gray)))
 
-    def _report(self, bpp: float, psnr: float) -> None:
+    def _report(self, _: int, bpp: float, psnr: float) -> None:
         self._done += 1
         if self.state is None:
             self.state = State(bpp, 0.0, psnr)

@@ -32,7 +32,6 @@ from codec.release import add_to_manifest
 from codec.training.data import CropStore, find_images
 from models.checkpoint import Checkpoint, save_checkpoint
 from models.overfit.configs import GRIDS, MODEL, OverfitConfig, levelled
-from models.overfit.fit import WINDOW
 from models.overfit.networks import (
     Analysis,
     Parameters,
@@ -46,6 +45,7 @@ from models.overfit.networks import (
 )
 from models.overfit.runtime import ANALYSIS, OverfitModel
 from models.overfit.weights import BaseNetworks
+from models.overfit.windows import WINDOW
 
 BATCH, CROP = 8, 128
 RATES = {"analysis": 8e-4, "networks": 1.6e-3, "gains": 5e-3}

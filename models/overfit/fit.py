@@ -7,30 +7,26 @@ Only the values of the window's own latents move, but what is around them is see
 
 from __future__ import annotations
 
-import json
 import math
-import os
 from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
 
-import safetensors
-import safetensors.torch
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from bitstream.errors import UsageError
+from models.overfit.adam import Adam
 from models.overfit.configs import GRIDS, OverfitConfig
 from models.overfit.networks import Parameters, grid_bits, inputs_of, joined, ste, synthesis, upsampled
+from models.overfit.soft import soft_rounding
+from models.overfit.state import State, read_state, write_state
 from models.overfit.weights import ABSENT, STEPS, Differences, best_scale
+from models.overfit.windows import HALO, Halo, Window, windows_of
 
-WINDOW = 256  # pixels
 FINE_GRIDS = 3  # that are cut to the window: its blocks of 64 positions are whole. Coarser grids are small enough
-HALO = 2  # positions around a window that synthesis sees
-LR_LATENTS, LR_NETWORKS = 4e-2, 2e-3
+LR_LATENTS = (1e-2, 2e-2, 4e-2, 4e-2, 4e-2, 4e-2, 4e-2)  # by grid: values of the fine ones are small, and see little
+LR_NETWORKS = 2e-3
 SHRINK = 0.2  # of a step of the networks: towards the base, so that what only the noise of windows moves stays there
 HARD_SHARE = 0.15  # of the iterations: with plain rounding
 HARD_RATE = 0.1  # of the learning rates, falling to 0
@@ -38,70 +34,6 @@ TEMPERATURES = 0.3, 0.1  # of soft rounding, from the first iteration to the las
 NOISES = 2.0, 1.0  # exponents of Kumaraswamy noise: 1 is uniform
 TYPICAL_STEP = 2.0**-6  # of differences of parameters, for their rate in the loss
 FIRST_STEP = 9  # where the search for their steps begins: 2^-7
-
-
-class Window(NamedTuple):
-    """An area of the picture in pixels, sides multiples of 64."""
-
-    top: int
-    bottom: int
-    left: int
-    right: int
-
-    def at(self, grid: int) -> tuple[slice, slice]:
-        """Return its positions in a grid."""
-        return slice(self.top >> grid, self.bottom >> grid), slice(self.left >> grid, self.right >> grid)
-
-    @property
-    def area(self) -> int:
-        """Return the number of pixels."""
-        return (self.bottom - self.top) * (self.right - self.left)
-
-
-@dataclass(frozen=True)
-class State:
-    """What a picture costs and how good it is, by estimate: bits per pixel of the latents and of the networks, PSNR in dB."""
-
-    latents_bpp: float
-    networks_bpp: float
-    psnr_db: float
-
-    @property
-    def bpp(self) -> float:
-        """Return all bits per pixel."""
-        return self.latents_bpp + self.networks_bpp
-
-    def cost(self, lmbda: float) -> float:
-        """Return the Lagrangian λ·255²·MSE + bpp."""
-        return self.bpp + lmbda * 255**2 * 10 ** (-self.psnr_db / 10)
-
-
-class _Adam:
-    """Adam (Kingma 2014) of tensors of which a part moves at a time; moments of what does not move stay as they are."""
-
-    def __init__(self, value: Tensor) -> None:
-        self.value, self.mean, self.square = value, torch.zeros_like(value), torch.zeros_like(value)
-
-    @torch.no_grad()
-    def step(self, gradient: Tensor, rate: float, count: int, part: tuple[slice, ...] = (...,)) -> None:  # type: ignore[assignment]
-        """Move a part of the value for the count-th time."""
-        value, mean, square = self.value[part], self.mean[part], self.square[part]
-        mean.mul_(0.9).add_(gradient, alpha=0.1)
-        square.mul_(0.999).addcmul_(gradient, gradient, value=0.001)
-        value.addcdiv_(mean, (square / (1 - 0.999**count)).sqrt_().add_(1e-8), value=-rate / (1 - 0.9**count))
-
-
-def soft_round(y: Tensor, temperature: float) -> Tensor:
-    """Return a smooth step between whole numbers; hard for a low temperature (Agustsson, Theis 2020, arXiv 2006.09952)."""
-    floor = y.floor()
-    return floor + 0.5 + torch.tanh((y - floor - 0.5) / temperature) * (0.5 / math.tanh(0.5 / temperature))
-
-
-def kumaraswamy_noise(like: Tensor, a: float) -> Tensor:
-    """Return noise in ±1/2 with its mode at 0, uniform for a = 1 (Kim 2023)."""
-    b = (2**a * (a - 1) + 1) / a
-    u = torch.rand_like(like).clamp_(1e-6, 1 - 1e-6)
-    return (1 - (1 - u) ** (1 / b)) ** (1 / a) - 0.5
 
 
 class Fit:
@@ -125,12 +57,11 @@ class Fit:
         self._inside = None if size == (h, w) else F.pixel_unshuffle(inside[None].expand(-1, 3, -1, -1), 2).contiguous()
         for grid in range(finest):
             latents[grid].zero_()
-        self._latents = [_Adam(value) for value in latents]
+        self._latents = [Adam(value) for value in latents]
         self._names = [name for names in config.groups() for name in names if not name.startswith(_unused(finest))]
-        self._networks = _Adam(torch.cat([base[name].reshape(-1) for name in self._names]))
+        self._networks = Adam(torch.cat([base[name].reshape(-1) for name in self._names]))
         self._start = self._networks.value.clone()
-        sides = [[(start, min(start + WINDOW, side)) for start in range(0, side, WINDOW)] for side in (h, w)]
-        self.windows = [Window(*rows, *columns) for rows in sides[0] for columns in sides[1]]
+        self.windows = windows_of(h, w)
         self._weights: dict[tuple[Window, int], Tensor] = {}
         self.iteration = 0
         self._order: list[int] = []
@@ -187,7 +118,14 @@ class Fit:
             share = self.iteration / iterations
             temperature, noise = (first + (last - first) * share for first, last in (TEMPERATURES, NOISES))
             rate = 0.5 * (1 + math.cos(math.pi * share)) * (1 - HARD_RATE) + HARD_RATE
-            self._turn(_soft(temperature, noise), rate, report)
+            self._turn(soft_rounding(temperature, noise), rate, report)
+
+    def move(self, base: Parameters, gains: Tensor, latents: list[Tensor], lmbda: float) -> None:
+        """Take base, gains, latents and λ of another level; the differences of the networks, now quantised, stay."""
+        differences, _ = self.finish()
+        self._base, self.gains, self.lmbda, self.differences = base, gains, lmbda, differences
+        for adam, value in zip(self._latents, latents, strict=True):
+            adam.value.copy_(value)
 
     def extend(self, iterations: int, report: Callable[[int, float, float], None] = lambda *_: None) -> None:
         """Descend on with plain rounding: for a λ that was changed a little."""
@@ -237,7 +175,7 @@ class Fit:
             assert gradient is not None
             own = window.at(grid)
             gradient = halo.inner(gradient[0]) if grid < FINE_GRIDS else gradient[0][own]
-            self._latents[grid].step(gradient, LR_LATENTS * rate, visits, own)
+            self._latents[grid].step(gradient, LR_LATENTS[grid] * rate, visits, own)
         return float(bits.detach()), float(error.detach())
 
     def _network_rate(self, flat: Tensor) -> Tensor:
@@ -247,16 +185,16 @@ class Fit:
         means = torch.stack([part.mean() for part in (flat - self._start).abs().split(sizes)])
         return (means.new_tensor(sizes) * torch.log2(1 + means * (math.e / TYPICAL_STEP))).sum()
 
-    def _cut(self, window: Window) -> tuple[_Halo, list[Tensor]]:
+    def _cut(self, window: Window) -> tuple[Halo, list[Tensor]]:
         h, w = (2 * side for side in self._cells.shape[-2:])
-        halo = _Halo(window.top > 0, window.bottom < h, window.left > 0, window.right < w)
+        halo = Halo(window.top > 0, window.bottom < h, window.left > 0, window.right < w)
         leaves = []
         for grid, value in enumerate(self.latents):
             part = value[halo.around(*window.at(grid))] if grid < FINE_GRIDS else value
             leaves.append(part.detach().clone()[None])
         return halo, leaves
 
-    def _evaluate(self, parameters: Parameters, window: Window, halo: _Halo, hat: list[Tensor]) -> tuple[Tensor, Tensor]:
+    def _evaluate(self, parameters: Parameters, window: Window, halo: Halo, hat: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Return bits and squared error of a window, of its latents with their halo."""
         bits = torch.zeros(())
         for grid in range(self.finest, GRIDS):
@@ -287,7 +225,7 @@ class Fit:
     def _fast(self) -> bool:
         return torch.is_grad_enabled()
 
-    def _finest(self, window: Window, halo: _Halo, hat: list[Tensor]) -> Tensor:
+    def _finest(self, window: Window, halo: Halo, hat: list[Tensor]) -> Tensor:
         """Return the finest grid with twice the halo, as its cells of 2×2 need; outside of its own it does not move."""
         rows, columns = window.at(0)
         around = self.latents[0][slice(*halo.span(rows, 0, 2 * HALO)), slice(*halo.span(columns, 2, 2 * HALO))][None]
@@ -299,7 +237,7 @@ class Fit:
         around[:, top : top + h, left : left + w] = hat[0]
         return around
 
-    def _ringed(self, window: Window, halo: _Halo, hat: list[Tensor], grid: int) -> Tensor:
+    def _ringed(self, window: Window, halo: Halo, hat: list[Tensor], grid: int) -> Tensor:
         """Return a grid's window with a ring of one position, of zeros outside of the picture."""
         rows, columns = window.at(grid)
         plane = hat[grid]
@@ -366,7 +304,7 @@ class Fit:
         added = differences.added(self.config, base)
         return {name: (value.double() / 2**16).float().to(self._start.device) for name, value in added.items()}
 
-    def _state(self) -> dict[str, _Adam]:
+    def _state(self) -> dict[str, Adam]:
         return {"networks": self._networks, **{f"latents.{grid}": adam for grid, adam in enumerate(self._latents)}}
 
     def save(self, path: Path, facts: dict[str, str]) -> None:
@@ -378,26 +316,13 @@ class Fit:
         if self.differences is not None:
             tensors |= {f"symbols.{i}": torch.from_numpy(part) for i, part in enumerate(self.differences.symbols)}
         steps = None if self.differences is None else self.differences.steps
-        header = json.dumps({**facts, "iteration": self.iteration, "steps": steps})
-        beside = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            beside.write_bytes(safetensors.torch.save({n: t.contiguous().cpu() for n, t in tensors.items()}, {"fit": header}))
-            os.replace(beside, path)
-        except OSError as error:
-            with suppress(OSError):
-                beside.unlink()
-            raise UsageError(f"{path} cannot be written ({error.strerror}): choose another place") from error
+        write_state(path, tensors, {**facts, "iteration": self.iteration, "steps": steps})
 
     def resume(self, path: Path, facts: dict[str, str]) -> None:
         """Go on from what ``save`` wrote. Raises UsageError if that is another picture's, or of other options."""
-        header, named = stored_facts(path), self._state()
-        for name, wanted in facts.items():
-            if header.get(name) != wanted:
-                raise UsageError(
-                    f"{path} is the state of a fit with {name} {header.get(name)}, here it is {wanted}: give the same"
-                )
+        header, tensors = read_state(path, facts)
+        named = self._state()
         try:
-            tensors = safetensors.torch.load_file(path)
             for name, adam in named.items():
                 for key in ("value", "mean", "square"):
                     own = getattr(adam, key)
@@ -411,47 +336,9 @@ class Fit:
                 if not set(steps) <= {ABSENT, *STEPS}:
                     raise ValueError(f"steps {steps}")
                 self.differences = Differences(self.finest, steps, symbols)
-        except (KeyError, RuntimeError, TypeError, ValueError, safetensors.SafetensorError) as error:
+        except (KeyError, RuntimeError, TypeError, ValueError) as error:
             raise UsageError(f"{path} is not the state of this fit ({error}): leave --resume away") from error
-
-
-def stored_facts(path: Path) -> dict[str, Any]:
-    """Return the facts that ``Fit.save`` wrote beside the tensors. Raises UsageError if it did not write this file."""
-    try:
-        with safetensors.safe_open(path, "pt") as file:
-            facts = json.loads((file.metadata() or {})["fit"])
-    except (OSError, ValueError, KeyError, safetensors.SafetensorError) as error:
-        raise UsageError(f"{path} is not the state of a fit ({error}): leave --resume away, or give the right file") from error
-    if not isinstance(facts, dict):
-        raise UsageError(f"{path} is not the state of a fit: leave --resume away, or give the right file")
-    return facts
 
 
 def _unused(finest: int) -> tuple[str, ...]:
     return tuple(f"grid_{grid}." for grid in range(finest))
-
-
-def _soft(temperature: float, noise: float) -> Callable[[Tensor], Tensor]:
-    return lambda y: soft_round(soft_round(y, temperature) + kumaraswamy_noise(y, noise), temperature)
-
-
-class _Halo(NamedTuple):
-    """On which sides of a window there is more of the picture."""
-
-    top: bool
-    bottom: bool
-    left: bool
-    right: bool
-
-    def span(self, part: slice, side: int, reach: int = HALO) -> tuple[int, int]:
-        """Return start and stop of a slice, widened on its two sides: 0 of rows, 2 of columns."""
-        return part.start - reach * self[side], part.stop + reach * self[side + 1]
-
-    def around(self, rows: slice, columns: slice) -> tuple[slice, slice]:
-        """Return slices with the halo."""
-        return slice(*self.span(rows, 0)), slice(*self.span(columns, 2))
-
-    def inner(self, x: Tensor) -> Tensor:
-        """Cut the halo of a plane or planes (…, h, w) off."""
-        h, w = x.shape[-2:]
-        return x[..., HALO * self.top : h - HALO * self.bottom, HALO * self.left : w - HALO * self.right]

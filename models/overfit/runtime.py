@@ -95,7 +95,8 @@ class OverfitModel:
 
     @cached_property
     def _analysis(self) -> Analysis:
-        analysis = Analysis(self.config.analysis)
+        with torch.random.fork_rng(devices=[]):  # else the first fit would see other random numbers than the next
+            analysis = Analysis(self.config.analysis)
         tensors = {n.removeprefix(ANALYSIS): t.float() for n, t in self.checkpoint.tensors.items() if n.startswith(ANALYSIS)}
         try:
             analysis.load_state_dict(tensors)
@@ -123,6 +124,19 @@ class OverfitModel:
         gains = (self.base.gains(level).double() / 256).float().to(self.device)
         latents = [grid * gain.exp2() for grid, gain in zip(self.analyse(whole), gains, strict=True)]
         return Fit(self.config, whole, (h, w), base, gains, latents, self.lmbda(level) if lmbda is None else lmbda, finest)
+
+    def scaled(self, latents: Sequence[Tensor], level: int, to: int) -> list[Tensor]:
+        """Return latents of a level in 1/256 as they are at another: multiplied by its gains instead."""
+        if to == level:
+            return list(latents)
+        gains = (self.base.gains(to) - self.base.gains(level)).double() / 256
+        return [value * float(gain.exp2()) for value, gain in zip(latents, gains, strict=True)]
+
+    def move(self, fit: Fit, level: int, to: int) -> None:
+        """Let a descent at a level in 1/256 go on at another: latents are scaled, the networks' differences stay."""
+        base = {name: value.to(self.device) for name, value in _floats(self.base.at(to)).items()}
+        gains = (self.base.gains(to).double() / 256).float().to(self.device)
+        fit.move(base, gains, self.scaled(fit.latents, level, to), self.lmbda(to))
 
     def code(self, latents: Sequence[Tensor], differences: Differences, level: int, h: int, w: int, engine: Engine) -> CodedFit:
         """Code grids (not rounded) and differences of a picture of h × w pixels at a level in 1/256."""
