@@ -114,8 +114,7 @@ def stir(model: Network, name: str) -> None:
 def main() -> None:
     """Write what is missing."""
     FOLDER.mkdir(parents=True, exist_ok=True)
-    if not (FOLDER / "tiny-overfit.safetensors").exists():
-        write_tiny_overfit(FOLDER / "tiny-overfit.safetensors")
+    overfit_files()
     for model in TINY:
         checkpoint = FOLDER / f"tiny-{model}.safetensors"
         if not checkpoint.exists():
@@ -139,6 +138,20 @@ def main() -> None:
             write(coder, "v1-gray-alpha-1x37", with_alpha(scene(37, 1, 13)[:, :, :1]), 50)
         if model in ("joint", "attention"):
             write(coder, f"v1-{of}gray-260x200", scene(200, 260, 9)[:, :, 0], 66)  # two segments of wavefronts
+
+
+def overfit_files() -> None:
+    """Write those of ``overfit``, fitted in a few iterations."""
+    checkpoint = FOLDER / "tiny-overfit.safetensors"
+    if not checkpoint.exists():
+        write_tiny_overfit(checkpoint)
+    coder = Codec(checkpoint, "cpu")
+    with mock.patch("codec.fitting.ITERATIONS", (40,)):
+        for number, name in enumerate(FEW_SIZES):
+            for quality in FEW_QUALITIES:
+                write(coder, f"v1-overfit-{name}-q{quality}", scene(*SIZES[name], number), quality)
+        write(coder, "v1-overfit-alpha-65x129", with_alpha(scene(129, 65, 12)), 50)
+        write(coder, "v1-overfit-gray-260x200", scene(200, 260, 9)[:, :, 0], 100)  # several segments
 
 
 def with_alpha(pixels: Pixels) -> Pixels:
