@@ -25,8 +25,7 @@ from models.overfit.weights import ABSENT, STEPS, Differences, best_scale
 from models.overfit.windows import HALO, Halo, Window, windows_of
 
 FINE_GRIDS = 3  # that are cut to the window: its blocks of 64 positions are whole. Coarser grids are small enough
-LR_LATENTS = (1e-2, 2e-2, 4e-2, 4e-2, 4e-2, 4e-2, 4e-2)  # by grid: values of the fine ones are small, and see little
-LR_NETWORKS = 2e-3
+LR_LATENTS, LR_NETWORKS = 4e-2, 2e-3
 SHRINK = 0.2  # of a step of the networks: towards the base, so that what only the noise of windows moves stays there
 HARD_SHARE = 0.15  # of the iterations: with plain rounding
 HARD_RATE = 0.1  # of the learning rates, falling to 0
@@ -175,7 +174,7 @@ class Fit:
             assert gradient is not None
             own = window.at(grid)
             gradient = halo.inner(gradient[0]) if grid < FINE_GRIDS else gradient[0][own]
-            self._latents[grid].step(gradient, LR_LATENTS[grid] * rate, visits, own)
+            self._latents[grid].step(gradient, LR_LATENTS * rate, visits, own)
         return float(bits.detach()), float(error.detach())
 
     def _network_rate(self, flat: Tensor) -> Tensor:
