@@ -14,7 +14,7 @@ from bitstream.tables import LOG2_UNITS, MASTER_BITS, POW2_BITS, SYMBOL_MAX, Mas
 
 SCALES = 64
 SCALE_STEP = 56  # of the logarithms of neighbouring scales, in 1/256 octave
-SCALE_LOWEST = -1088  # 2^-4.25: the probability of a symbol other than 0 is below 2^-16 there
+SCALE_LOWEST = -1088  # 2^-4.25: the probability of a symbol other than 0 is below 2^-13 there
 FRACTION_BITS = 4  # of a location
 FRACTIONS = 1 << FRACTION_BITS
 LOG2_E = 94548  # log2(e) in 2^-16

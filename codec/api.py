@@ -86,8 +86,10 @@ class Codec:
         ``quality`` is 0 … 100 (50 if nothing is given). Instead of it: ``bpp`` or ``size`` (bytes) for the best file that is
         not larger, ``psnr`` (dB) for the smallest that reaches it. ``max_size`` limits the bytes in any case. ``effort`` 1 … 10
         is experimental: it spends seconds to minutes per megapixel, for each attempt at a target, on a better choice of symbols
-        (README has what that saves); ``progress`` is then called with the share done of each. ``strip`` leaves EXIF and XMP
-        data away; with ``strict`` what would be lost (of 16 bits, CMYK, an animation) is an error, not a warning.
+        (README has what that saves); ``progress`` is then called with the share done of each. ``effort`` of ``overfit`` is the
+        length of its descent, minutes to hours; ``resume`` names a file that keeps it, and from which it goes on. ``strip``
+        leaves EXIF and XMP data away; with ``strict`` what would be lost (of 16 bits, CMYK, an animation) is an error, not a
+        warning.
         Raises ImageError for what cannot be read or stored, LimitError for more pixels than ``limits`` allow, UsageError for
         values that cannot be or contradict each other, TargetError if no file of the picture meets them.
         """
@@ -101,15 +103,21 @@ class Codec:
 
     def encode_picture(
         self, picture: Picture, target: Target, *, effort: int = 0, progress: Callable[[float], None] = lambda _: None,
-        resume: str | PathLike[str] | None = None,
+        resume: str | PathLike[str] | None = None, keep_interrupted: bool = False,
     ) -> bytes:  # fmt: skip
-        """Return the file of a picture that ``images.load`` gave; see ``encode``. Raises UsageError or TargetError."""
+        """Return the file of a picture that ``images.load`` gave; see ``encode``. Raises UsageError or TargetError.
+
+        With ``keep_interrupted`` a KeyboardInterrupt ends the long descent of ``overfit`` and its file is returned;
+        ``fit.interrupted`` says so.
+        """
         self.check_effort(effort)
         self.model.timings.clear()
         if not isinstance(self.model, LoadedModel):
             state = None if resume is None else Path(resume)
-            self.fit = PictureFit(self.model, self.engine, picture, target, effort, progress, state)
+            self.fit = PictureFit(self.model, self.engine, picture, target, effort, progress, state, keep_interrupted)
+            begin = time.perf_counter()
             data = self.fit.run()
+            self.model.timings["fit and entropy"] = time.perf_counter() - begin
             self.timings, self.clamped = dict(self.model.timings), 0
             return data
         if resume is not None:

@@ -131,14 +131,15 @@ def encode(
         single = len(pairs) == 1
         bar = _refinement_bar(coder, effort, shown=single and not files.quiet)
         with _interrupts(coder.fits_pictures and single), bar as progress:
-            data = coder.encode_picture(picture, goal, effort=effort, progress=progress, resume=resume)
-        if coder.fit is not None and coder.fit.interrupted:
-            click.echo(f"interrupted: {printable(pair.target)} holds what was found so far", err=True)
+            data = coder.encode_picture(picture, goal, effort=effort, progress=progress, resume=resume, keep_interrupted=True)
         timings, clamped = coder.timings, coder.clamped
         row = _facts(coder, data) | {"source_bytes": source_bytes}
         if verify or not goal.is_quality:
             row["psnr_db"] = decoded_psnr_db(picture.pixels, coder.decode(data, limits=NO_LIMITS))
         write_target(pair.target, data, overwrite=files.force)
+        if coder.fit is not None and coder.fit.interrupted:
+            row["interrupted"] = True
+            click.echo(f"interrupted: {printable(pair.target)} holds what was found so far", err=True)
         if verbose:
             name = "" if len(pairs) == 1 else f"{printable(pair.source)}: "
             _print_timings(name, timings, begin)

@@ -16,7 +16,7 @@ from bitstream.laplace import FRACTIONS, SCALES
 from bitstream.recording import RecordingReader, StreamCost
 from models.overfit.configs import GRIDS
 from models.overfit.entropy import EDGES, grid_shape, steps_of
-from models.overfit.runtime import OverfitModel, check_size
+from models.overfit.runtime import OverfitModel, check_claim
 from models.runtime import STRIDE_Y, check_symbols
 
 FloatArray = NDArray[np.floating[Any]]
@@ -48,7 +48,7 @@ def inspect_fit(model: OverfitModel, engine: Engine, source: TileSource) -> Part
     """Decode the symbols of a file and count their bits. Raises FormatError, SymbolError or DesyncError."""
     header, tile = source.header, source.tile(0)
     h, w = header.height, header.width
-    check_size(h, w)
+    check_claim(h, w)
     reader = RecordingReader(engine, tile.payloads)
     decoded = model.walk(reader, header.level, h, w, None, None)
     check_symbols(reader.crc, tile.symbol_crc)

@@ -20,7 +20,7 @@ import torch
 from bitstream.container import Container, Tile
 from bitstream.engines import Engine
 from bitstream.errors import TargetError, UsageError, WriteError
-from bitstream.grid import Rect
+from bitstream.grid import Rect, padded
 from bitstream.header import Header
 from codec import images
 from codec.alpha import pack_tiles
@@ -32,6 +32,7 @@ from codec.targets import DEFAULT_QUALITY, Attempt, LevelSearch, Target
 from models.overfit.fit import Fit
 from models.overfit.runtime import OverfitModel, empty_grids
 from models.overfit.state import State, check_facts, stored_facts
+from models.overfit.windows import windows_of
 
 ITERATIONS = (1000, 1600, 2500, 4000, 6300, 10_000, 16_000, 25_000, 40_000, 63_000, 100_000)  # by effort, of up to six windows
 WINDOWS = 6
@@ -51,7 +52,8 @@ class PictureFit:
     """The descent for one picture: as many as it takes to meet a target.
 
     ``progress`` is called with the share done; ``state`` is then an estimate of where the descent stands. ``resume`` names a
-    file that keeps the long descent, and from which it goes on.
+    file that keeps the long descent, and from which it goes on. With ``keep_interrupted`` a KeyboardInterrupt ends the long
+    descent instead of all, and ``interrupted`` says so.
     """
 
     model: OverfitModel
@@ -61,6 +63,7 @@ class PictureFit:
     effort: int
     progress: Callable[[float], None] = lambda _: None
     resume: Path | None = None
+    keep_interrupted: bool = False
     state: State | None = None
     iterations: int = field(init=False)
     interrupted: bool = field(init=False, default=False)
@@ -69,7 +72,7 @@ class PictureFit:
         h, w, _ = self.picture.pixels.shape
         self._x = torch.from_numpy(self.picture.pixels).permute(2, 0, 1)
         self._size = h, w
-        windows = -(-h // 256) * -(-w // 256)
+        windows = len(windows_of(padded(h), padded(w)))
         self.iterations = math.ceil(ITERATIONS[self.effort] * max(1, windows / WINDOWS))
         self._done, self._total = 0, 1
         self._reported = 0.0
@@ -78,7 +81,7 @@ class PictureFit:
         """Return the file. Raises TargetError if no level meets the target, UsageError for a state of another descent."""
         asked, trial, polish = not self.target.is_quality, self._share(TRIAL_SHARE), self._share(POLISH_SHARE)
         self._total = self.iterations + trial * (2 + TRIALS * asked) + polish * asked
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[self.model.device] if self.model.device.type == "cuda" else []):
             torch.manual_seed(0)
             level, finest = self._stored() or self._start(trial)
             fit = self.model.fit(self._x, level, finest)
@@ -110,6 +113,9 @@ class PictureFit:
         try:
             fit.run(self.iterations, report)
         except KeyboardInterrupt:
+            if not self.keep_interrupted:
+                self._save(fit, facts)
+                raise
             self.interrupted = True
         self._save(fit, facts)
 
@@ -123,11 +129,11 @@ class PictureFit:
 
     def _facts(self) -> dict[str, str]:
         """Return what must be the same where a descent goes on."""
-        given = [f"{name} {value}" for name, value in asdict(self.target).items() if value is not None]
+        given = [f"{name} {float(value):g}" for name, value in asdict(self.target).items() if value is not None]
         return {
             "checkpoint": self.model.checkpoint.sha256[:8],
             "picture": f"{zlib.crc32(self.picture.pixels.tobytes(), zlib.crc32(str(self._size).encode())):08x}",
-            "target": " and ".join(given) or f"quality {DEFAULT_QUALITY}",
+            "target": " and ".join(given) or f"quality {DEFAULT_QUALITY:g}",
             "effort": str(self.effort),
         }
 
@@ -163,7 +169,7 @@ class PictureFit:
         costs = []
         for finest in (0, 1):
             fit = self.model.fit(self._x, level, finest)
-            fit.run(iterations, self._report)
+            fit.descend(iterations, self._report)
             costs.append(fit.measure().cost(fit.lmbda))
         return costs.index(min(costs))
 
@@ -176,12 +182,17 @@ class PictureFit:
             try:
                 level, _ = self._search(fit, before)
             except TargetError:  # the long descent may do it
-                level = 0 if self.target.psnr is None else self.model.max_level
+                level = 0 if self._too_large(self._code(fit, before, before)) else self.model.max_level
                 if before == level:
                     self._check_reach(self._code(fit, level, level))
             if abs(level - before) < NEAR:
                 break
         return level
+
+    def _too_large(self, file: Attempt) -> bool:
+        """Return whether a file is over the limit of bytes."""
+        limit = self.target.limit(self._size[0] * self._size[1])
+        return limit is not None and len(file.data) > limit
 
     def _check_reach(self, best: Attempt) -> None:
         """Raise TargetError if a short descent at the end of the range is so far off that the long one will not help."""
@@ -205,6 +216,8 @@ class PictureFit:
         try:
             fit.extend(iterations, self._report)
         except KeyboardInterrupt:
+            if not self.keep_interrupted:
+                raise
             self.interrupted = True
         try:
             return self._search(fit, found)[1]

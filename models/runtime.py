@@ -26,6 +26,7 @@ from bitstream.errors import CheckpointError, DesyncError
 from bitstream.grid import Rect, padded
 from bitstream.mixture import mixture_crc
 from bitstream.tables import constants_crc
+from models.bf16 import fast_bf16
 from models.checkpoint import Checkpoint, load_checkpoint
 from models.entropy import IntegerEntropy
 from models.entropy_tensors import load_entropy
@@ -43,12 +44,6 @@ if TYPE_CHECKING:
 
 CLAMPED = 2 << FIXED_BITS  # rounding, and the dead zone, are never further away: the symbol must have been clamped
 STRIDE_Y, STRIDE_Z = 16, 64  # pixels that one position of y and of z stands for
-
-
-def fast_bf16() -> bool:
-    """Return whether this CPU multiplies bf16 matrices in hardware (AMX, AVX512-BF16), much faster than float32."""
-    probes = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
-    return any(getattr(torch.cpu, probe, lambda: False)() for probe in probes)
 
 
 def transforms(network: Network, dtype: torch.dtype) -> dict[str, Tensor]:

@@ -11,13 +11,13 @@ other codec's curve is interpolated in log(bpp).
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import subprocess
 import sys
 import tempfile
 import time
+import zlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from scipy.interpolate import PchipInterpolator
 from codec import images
 from codec.api import Codec
 from codec.describe import describe
-from codec.evaluation.contenders import ModelContender
+from codec.evaluation.contenders import ModelContender, PeerContender
 from codec.evaluation.peers import peers
 from codec.fitting import ITERATIONS
 from codec.machine import cpu_name
@@ -82,7 +82,7 @@ def row_of(coder: Codec, model: str, path: Path, quality: float, effort: int) ->
         "decode_s": round(decode_seconds, 2),
         "threads": torch.get_num_threads(),
         "machine": cpu_name(),
-        "file_crc": hashlib.sha256(data).hexdigest()[:8],
+        "file_crc": f"{zlib.crc32(data):08x}",
     }
 
 
@@ -113,9 +113,13 @@ def fit(folder: Path, model: str, pictures: str, qualities: str, efforts: str, t
     for number, quality, effort in reversed(jobs) if reverse else jobs:
         path = ROWS / f"{coder.model.checkpoint.sha256[:8]}-{number:02d}-q{quality:g}-e{effort}.json"
         claim = path.with_suffix(".claim")
-        if path.exists() or claim.exists():
+        try:
+            claim.touch(exist_ok=False)  # another process has it, or was killed: remove the claim then
+        except FileExistsError:
             continue
-        claim.touch()
+        if path.exists():
+            claim.unlink()
+            continue
         try:
             row = row_of(coder, model, folder / f"kodim{number:02d}.png", quality, effort)
             partial = path.with_suffix(".partial")
@@ -128,7 +132,7 @@ def fit(folder: Path, model: str, pictures: str, qualities: str, efforts: str, t
 
 def other_curve(name: str, paths: list[Path]) -> list[dict[str, float]]:
     """Return the averages over the pictures of another codec at its settings."""
-    contender = ModelContender.of("swift", "cpu") if name == "swift" else peers(name)[0]
+    contender = ModelContender.of("swift", "cpu") if name == "swift" else PeerContender.of(peers(name)[0])
     points = []
     for quality in contender.grid():
         pairs = []
@@ -166,9 +170,7 @@ def summary(folder: Path, model: str, out: Path) -> None:
         for quality in QUALITIES:
             chosen = [row for row in rows if (row["effort"], row["quality"]) == (effort, quality)]
             if {row["picture"] for row in chosen} >= {path.name for path in paths}:
-                means = {
-                    key: float(np.mean([row[key] for row in chosen])) for key in ("bpp", "psnr_db", "encode_s", "decode_s")
-                }
+                means = {key: float(np.mean([row[key] for row in chosen])) for key in MEANS}
                 share = sum(row["networks_bytes"] for row in chosen) / sum(row["bytes"] for row in chosen)
                 points.append(
                     {"quality": quality, **{k: round(v, 4) for k, v in means.items()}, "networks_share": round(share, 4)}

@@ -285,7 +285,7 @@ def overfit(result: dict[str, Any]) -> str:
     numbers = ", ".join(name.removeprefix("kodim").removesuffix(".png") for name in result["pictures"])
     out = (
         f"\n### `overfit`, measured\n\nMeans over the Kodak pictures {numbers}, real files decoded in another process, "
-        f"{row['threads']} thread, {row['machine']}. Bits at equal PSNR against AVIF (Pillow, speed 4, 4:4:4) and `swift` on "
+        f"{row['threads']} thread, two fits side by side, {row['machine']}. Bits at equal PSNR against AVIF (Pillow, speed 4, 4:4:4) and `swift` on "
         "the same pictures, a mean over the points; for a BD-rate there are too few.\n\n"
     )
     lines, points = [], []
@@ -296,7 +296,14 @@ def overfit(result: dict[str, Any]) -> str:
         seconds = sum(point["encode_s"] for point in entry["points"]) / len(entry["points"])
         decode = sum(point["decode_s"] for point in entry["points"]) / len(entry["points"])
         lines.append(
-            [entry["effort"], entry["iterations"], against["avif"], against["swift"], f"{seconds:.0f}", f"{decode:.2f}"]
+            [
+                str(entry["effort"]),
+                str(entry["iterations"]),
+                against["avif"],
+                against["swift"],
+                f"{seconds:.0f}",
+                f"{decode:.2f}",
+            ]
         )
         for point in entry["points"]:
             share = f"{100 * point['networks_share']:.1f} %"
@@ -304,7 +311,15 @@ def overfit(result: dict[str, Any]) -> str:
                 [str(entry["effort"]), f"{point['quality']:g}", f"{point['bpp']:.4f}", f"{point['psnr_db']:.2f}", share]
             )
     out += table(["effort", "iterations", "against AVIF", "against `swift`", "encode (s)", "decode (s)"], lines)
-    return out + "\n" + table(["effort", "quality", "bpp", "PSNR (dB)", "share of the networks"], points)
+    out += "\n" + table(["effort", "quality", "bpp", "PSNR (dB)", "share of the networks"], points)
+    start = load("overfit_start.json")
+    lines = [
+        [row["start"], str(row["iterations"]), f"{row['lagrangian']:.4f}", f"{row['bpp']:.4f}", f"{row['psnr_db']:.2f}"]
+        for row in start["rows"]
+    ]
+    of = f"{start['picture']} at quality {start['quality']:g}"
+    out += f"\nWhat the trained start saves: λ·255²·MSE + bpp of {of}, by estimate:\n\n"
+    return out + table(["networks and analysis", "iterations", "Lagrangian", "bpp", "PSNR (dB)"], lines)
 
 
 @click.command()

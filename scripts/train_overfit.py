@@ -30,6 +30,7 @@ from torch import Tensor
 from bitstream.tables import constants_crc
 from codec.release import add_to_manifest
 from codec.training.data import CropStore, find_images
+from models.bf16 import fast_bf16
 from models.checkpoint import Checkpoint, save_checkpoint
 from models.overfit.configs import GRIDS, MODEL, OverfitConfig, levelled
 from models.overfit.networks import (
@@ -122,17 +123,17 @@ def costs(run: Run, x: Tensor, level: float, finest: int) -> tuple[Tensor, Tenso
         noisy = values[grid] + torch.rand_like(values[grid]) - 0.5
         coarse = with_ring(hat[grid + 1]) if grid < GRIDS - 1 else None
         bits = bits + grid_bits(parameters, gains, grid, hat[grid], noisy, coarse)
-    return bits / (x.shape[0] * x.shape[2] * x.shape[3]), F.mse_loss(picture(parameters, gains, hat, fast=True), x)
+    return bits / (x.shape[0] * x.shape[2] * x.shape[3]), F.mse_loss(picture(parameters, gains, hat, fast=fast_bf16()), x)
 
 
 def train(args: argparse.Namespace) -> None:
     """Train for so many minutes from a start or anew."""
-    config, rng = OverfitConfig(), np.random.default_rng(args.seed)
-    run, steps_before, minutes_before = Run(config, args.seed), 0.0, 0.0
+    state = torch.load(args.start, weights_only=True) if args.start else {"config": {}, "facts": {}}
+    config, rng = OverfitConfig.of(state["config"]), np.random.default_rng(args.seed)
+    run = Run(config, args.seed)
     if args.start:
-        state = torch.load(args.start, weights_only=True)
         run.load(state["averages"])
-        steps_before, minutes_before = (state["facts"].get(key, 0.0) for key in ("steps", "minutes"))
+    steps_before, minutes_before = (state["facts"].get(key, 0.0) for key in ("steps", "minutes"))
     paths = find_images(args.photos, CROP)
     paths = paths[:: max(1, -(-len(paths) // args.pictures))]
     store = CropStore(paths, torch.device("cpu"))

@@ -1,7 +1,7 @@
 """The descent for one picture: latents and networks against λ·255²·MSE + bits (Kim 2023, section 3.2).
 
 First with soft rounding and noise that both grow harder, then with plain rounding whose gradient passes straight through. Each
-iteration sees a window of 256×256 pixels of the picture, so its time does not depend on the picture's size; windows take turns.
+iteration sees a window of 256×256 pixels of the picture, and all of the coarse grids; windows take turns.
 Only the values of the window's own latents move, but what is around them is seen: there are no seams.
 """
 
@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bitstream.errors import UsageError
+from models.bf16 import fast_bf16
 from models.overfit.adam import Adam
 from models.overfit.configs import GRIDS, OverfitConfig
 from models.overfit.networks import Parameters, grid_bits, inputs_of, joined, ste, synthesis, upsampled
@@ -61,7 +62,7 @@ class Fit:
         self._networks = Adam(torch.cat([base[name].reshape(-1) for name in self._names]))
         self._start = self._networks.value.clone()
         self.windows = windows_of(h, w)
-        self._weights: dict[tuple[Window, int], Tensor] = {}
+        self._fast = x.device.type != "cpu" or fast_bf16()  # elsewhere bf16 is slower than float32
         self.iteration = 0
         self._order: list[int] = []
         self.differences = None
@@ -85,9 +86,9 @@ class Fit:
 
     @differences.setter
     def differences(self, chosen: Differences | None) -> None:
-        self._differences = chosen
         if chosen is not None:
             self._quantised = self._with(chosen)
+        self._differences = chosen
 
     def _named(self, flat: Tensor) -> Parameters:
         """Return all parameters, views of a flat vector of those that move."""
@@ -157,8 +158,8 @@ class Fit:
             leaves[grid].requires_grad_()
         hat = [quantise(leaf) if grid >= self.finest else leaf for grid, leaf in enumerate(leaves)]
         bits, squares = self._evaluate(parameters, window, halo, hat)
-        error = squares / (3 * window.area)
-        loss = bits / window.area + self.lmbda * 255**2 * error
+        share = self.pixels / len(self.windows)  # of the picture: all windows together weigh as the networks' bits do
+        loss = bits / share + self.lmbda * 255**2 * squares / (3 * share)
         if flat is not None:
             loss = loss + self._network_rate(flat) / self.pixels
         (loss / math.sqrt(self.lmbda)).backward()
@@ -175,7 +176,7 @@ class Fit:
             own = window.at(grid)
             gradient = halo.inner(gradient[0]) if grid < FINE_GRIDS else gradient[0][own]
             self._latents[grid].step(gradient, LR_LATENTS * rate, visits, own)
-        return float(bits.detach()), float(error.detach())
+        return float(bits.detach()), float(squares.detach()) / (3 * window.area)
 
     def _network_rate(self, flat: Tensor) -> Tensor:
         """Return about the bits of the differences: of each group those of a Laplace distribution of its mean magnitude."""
@@ -212,17 +213,17 @@ class Fit:
             planes = halo.inner(upsampled(parameters, planes, grid + 1)[0])[None]
             planes = torch.cat([hat[grid][:, None] * inverse[grid], planes], dim=1)
         cells = halo.inner(
-            synthesis(parameters, inputs_of(planes, self._finest(window, halo, hat), self.gains), fast=self._fast)[0]
+            synthesis(
+                parameters,
+                inputs_of(planes, self._finest(window, halo, hat), self.gains),
+                fast=self._fast and torch.is_grad_enabled(),
+            )[0]
         )
         rows, columns = window.at(1)
         difference = cells - self._cells[0, :, rows, columns]
         if self._inside is not None:
             difference = difference * self._inside[0, :, rows, columns]
         return bits, difference.square().sum()
-
-    @property
-    def _fast(self) -> bool:
-        return torch.is_grad_enabled()
 
     def _finest(self, window: Window, halo: Halo, hat: list[Tensor]) -> Tensor:
         """Return the finest grid with twice the halo, as its cells of 2×2 need; outside of its own it does not move."""
@@ -246,11 +247,10 @@ class Fit:
         return plane[:, top : top + rows.stop - rows.start + 2, left : left + columns.stop - columns.start + 2]
 
     def _weight(self, window: Window, grid: int) -> Tensor:
-        key = window, grid
-        if key not in self._weights:
-            self._weights[key] = torch.zeros_like(self.latents[grid])[None]
-            self._weights[key][0][window.at(grid)] = 1
-        return self._weights[key]
+        """Return a plane (1, h, w) of the positions of a coarse grid that count in a window."""
+        weight = torch.zeros_like(self.latents[grid])[None]
+        weight[0][window.at(grid)] = 1
+        return weight
 
     @torch.no_grad()
     def measure(self) -> State:

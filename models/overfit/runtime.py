@@ -20,7 +20,7 @@ from torch import Tensor
 
 from bitstream.coder import StreamReader, StreamWriter, SymbolCoder
 from bitstream.engines import Engine
-from bitstream.errors import CheckpointError, LimitError, UsageError
+from bitstream.errors import CheckpointError, FormatError, LimitError, UsageError
 from bitstream.grid import padded
 from bitstream.tables import constants_crc
 from models.checkpoint import Checkpoint
@@ -54,13 +54,24 @@ class CodedFit:
     decoded: DecodedFit
 
 
+def fits(height: int, width: int) -> bool:
+    """Return whether a picture is small enough for this model."""
+    return padded(height) * padded(width) <= MAX_PIXELS
+
+
 def check_size(height: int, width: int) -> None:
     """Raise LimitError for a picture that is too large for this model."""
-    if padded(height) * padded(width) > MAX_PIXELS:
+    if not fits(height, width):
         raise LimitError(
             f"the picture has {width}×{height} pixels, {MODEL} codes at most {MAX_PIXELS} (sides rounded up to 64): "
             "choose another model, or make it smaller"
         )
+
+
+def check_claim(height: int, width: int) -> None:
+    """Raise FormatError for a file of a picture that is too large for this model."""
+    if not fits(height, width):
+        raise FormatError(f"a fitted picture has {width}×{height} pixels, the format allows {MAX_PIXELS}: the file is damaged")
 
 
 class OverfitModel:
@@ -149,7 +160,7 @@ class OverfitModel:
 
     def decode(self, payloads: list[bytes], level: int, h: int, w: int, engine: Engine) -> tuple[DecodedFit, int]:
         """Return what the payloads of a picture of h × w pixels hold, and the CRC of its symbols. Raises FormatError."""
-        check_size(h, w)
+        check_claim(h, w)
         begin = time.perf_counter()
         reader = StreamReader(engine, payloads)
         decoded = self.walk(reader, level, h, w, None, None)

@@ -82,7 +82,7 @@ def _round(value: Tensor, bits: int, limit: int) -> Tensor:
 def _integers(tensors: dict[str, Tensor], name: str, shape: tuple[int, ...], limit: int) -> Tensor:
     tensor = tensors.get(name)
     if tensor is None or tensor.dtype != torch.int32 or tuple(tensor.shape) != shape or int(tensor.long().abs().max()) > limit:
-        found = "missing" if tensor is None else f"{tensor.dtype} {tuple(tensor.shape)}"
+        found = "missing" if tensor is None else f"{tensor.dtype} {tuple(tensor.shape)}, {float(tensor.abs().max()):g} at most"
         raise CheckpointError(
             f"checkpoint: tensor {name} is {found}, expected int32 {shape} within ±{limit}: damaged, fetch it again"
         )

@@ -30,7 +30,7 @@ from models.runtime import LoadedModel
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 GOLDEN = ROOT / "tests" / "golden"
-KINDS = sorted({path.stem.removeprefix("tiny-") for path in GOLDEN.glob("tiny-*.safetensors")} - {"overfit"})  # no golden files
+KINDS = sorted({path.stem.removeprefix("tiny-") for path in GOLDEN.glob("tiny-*.safetensors")})
 pytestmark = pytest.mark.filterwarnings("ignore:TF32 acceleration")  # torch's, when oneDNN is switched off
 
 

@@ -17,7 +17,6 @@ from bitstream.header import Header
 from codec.api import Codec
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden"
-UNUSED = "tiny-overfit"  # has no golden files
 PADDING = 64  # sides are coded in multiples of this
 READER_PIXELS = 2**28  # what a reader takes by default, padded: more is refused at once
 SECONDS = 5.0  # that no file may take
@@ -52,7 +51,7 @@ def checkpoint_of(data: bytes, codecs: dict[str, Codec]) -> str | None:
 
 def tiny_codecs() -> dict[str, Codec]:
     """Return a Codec for each frozen checkpoint that golden files were made with: "tiny-attention" …"""
-    return {path.stem: Codec(path, "cpu") for path in sorted(GOLDEN.glob("tiny-*.safetensors")) if path.stem != UNUSED}
+    return {path.stem: Codec(path, "cpu") for path in sorted(GOLDEN.glob("tiny-*.safetensors"))}
 
 
 def golden_seeds(codecs: dict[str, Codec]) -> dict[str, list[bytes]]:

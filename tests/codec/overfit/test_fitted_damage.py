@@ -11,7 +11,7 @@ from mutations import with_crc
 
 from bitstream.chunks import GRIDS, NETWORKS, Z
 from bitstream.container import Container, Tile
-from bitstream.errors import CodecError, DesyncError, FormatError, LimitError
+from bitstream.errors import CodecError, DesyncError, FormatError
 from bitstream.header import Header
 from codec.inspection import inspect
 from models.overfit.runtime import MAX_PIXELS
@@ -118,9 +118,9 @@ def test_a_claim_of_more_pixels_than_the_model_takes_is_refused_at_once(fitted_c
     side = int(MAX_PIXELS**0.5) + 1
     header = Header(side, side, False, container.header.model_id, 256, 0, fitted=True)
     data = Container(header, container.chunks).pack()
-    with pytest.raises(LimitError, match="overfit codes at most"):
+    with pytest.raises(FormatError, match="the format allows 16777216: the file is damaged"):
         fitted_codec.decode(data)
-    with pytest.raises(LimitError, match="overfit codes at most"):
+    with pytest.raises(FormatError, match="the format allows 16777216: the file is damaged"):
         inspect(data, model=str(overfit_checkpoint))
 
 

@@ -15,7 +15,8 @@ import torch
 from PIL import Image
 
 from bitstream.errors import UsageError
-from codec import cli_coding
+from codec import cli_coding, images
+from codec.targets import Target
 from models.overfit.fit import Fit
 from models.overfit.state import _crc
 
@@ -28,17 +29,22 @@ def iteration_of(state):
         return json.loads(file.metadata()["fit"])["iteration"]
 
 
+def kept(codec, pixels, target, **options) -> bytes:
+    """Return the file of a picture whose descent may be interrupted, as the command line makes it."""
+    return codec.encode_picture(images.load(pixels), target, keep_interrupted=True, **options)
+
+
 @pytest.fixture
 def state(tmp_path, fitted_codec, small, interrupt_at):
     """The stored state of a descent for ``small`` that was interrupted in its 5th iteration."""
     interrupt_at(5)
-    fitted_codec.encode(small, quality=50, resume=tmp_path / "state")
+    kept(fitted_codec, small, Target(quality=50), resume=tmp_path / "state")
     return tmp_path / "state"
 
 
 def test_an_interrupt_of_the_long_descent_leaves_a_file(fitted_codec, fitted, small, interrupt_at):
     interrupt_at(8)
-    data = fitted_codec.encode(small, quality=50)
+    data = kept(fitted_codec, small, Target(quality=50))
     assert fitted_codec.fit.interrupted
     assert data != fitted
     assert fitted_codec.decode(data).size == (60, 50)
@@ -49,9 +55,16 @@ def test_an_interrupt_of_the_long_descent_leaves_a_file(fitted_codec, fitted, sm
 def test_an_interrupted_file_still_meets_its_target(fitted_codec, small, interrupt_at, monkeypatch):
     monkeypatch.setattr("codec.fitting.PictureFit._try_levels", lambda self, level, iterations: 500)  # too much
     interrupt_at(5)
-    data = fitted_codec.encode(small, size=400)
+    data = kept(fitted_codec, small, Target(size=400))
     assert fitted_codec.fit.interrupted
     assert len(data) <= 400
+
+
+def test_an_interrupt_ends_what_does_not_keep_it(tmp_path, fitted_codec, small, interrupt_at):
+    interrupt_at(5)
+    with pytest.raises(KeyboardInterrupt):
+        fitted_codec.encode(small, quality=50, resume=tmp_path / "state")
+    assert iteration_of(tmp_path / "state") == 5  # what was found so far is not lost
 
 
 def test_an_interrupt_of_a_search_ends_the_encoding(fitted_codec, small, interrupt_at):
@@ -63,7 +76,7 @@ def test_an_interrupt_of_a_search_ends_the_encoding(fitted_codec, small, interru
 def test_an_interrupt_of_the_last_iterations_leaves_a_file(fitted_codec, small, interrupt_at, monkeypatch):
     monkeypatch.setattr("codec.fitting.PictureFit._try_levels", lambda self, level, iterations: 500)
     interrupt_at(LONG + 1)
-    assert len(fitted_codec.encode(small, size=600)) <= 600
+    assert len(kept(fitted_codec, small, Target(size=600))) <= 600
     assert fitted_codec.fit.interrupted
 
 

@@ -155,7 +155,7 @@ def test_a_gpu_fits_a_picture_that_a_cpu_decodes(checkpoint, tiny, pixels):
 def test_refuses_more_pixels_than_a_fit_takes(tiny, h, w):
     with pytest.raises(LimitError, match=rf"{w}×{h} pixels, overfit codes at most {MAX_PIXELS} .*: choose another model"):
         check_size(h, w)
-    with pytest.raises(LimitError):
+    with pytest.raises(FormatError, match=f"the format allows {MAX_PIXELS}: the file is damaged"):
         tiny.decode([b"", b""], 256, h, w, default_engine())
 
 
