@@ -285,7 +285,8 @@ def overfit(result: dict[str, Any]) -> str:
     numbers = ", ".join(name.removeprefix("kodim").removesuffix(".png") for name in result["pictures"])
     out = (
         f"\n### `overfit`, measured\n\nMeans over the Kodak pictures {numbers}, real files decoded in another process, "
-        f"{row['threads']} thread, two fits side by side, {row['machine']}. Bits at equal PSNR against AVIF (Pillow, speed 4, 4:4:4) and `swift` on "
+        f"{row['threads']} thread, two fits side by side, {row['machine']}. Bits at equal PSNR against AVIF (Pillow, "
+        "speed 4, 4:4:4) and `swift` on "
         "the same pictures, a mean over the points; for a BD-rate there are too few.\n\n"
     )
     lines, points = [], []
