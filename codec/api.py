@@ -208,7 +208,7 @@ class Codec:
         """Raise UsageError for an effort that is none, or that this model has not."""
         if not isinstance(effort, Integral) or isinstance(effort, bool) or effort not in range(len(STEPS)):
             raise UsageError(f"effort is {effort!r}, expected 0 … {len(STEPS) - 1}")
-        if effort and isinstance(self.model, LoadedModel) and not self.model.refinable:
+        if effort and not self.model.refinable:
             raise UsageError(f"{self.model.checkpoint.model} has no effort above 0: leave it away, or choose swift")
 
     def check(self, header: Header) -> None:

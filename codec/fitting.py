@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from time import monotonic
 
+import numpy as np
 import torch
 
 from bitstream.container import Container, Tile
@@ -130,9 +131,10 @@ class PictureFit:
     def _facts(self) -> dict[str, str]:
         """Return what must be the same where a descent goes on."""
         given = [f"{name} {float(value):g}" for name, value in asdict(self.target).items() if value is not None]
+        picture = zlib.crc32(np.ascontiguousarray(self.picture.pixels).data, zlib.crc32(str(self._size).encode()))
         return {
             "checkpoint": self.model.checkpoint.sha256[:8],
-            "picture": f"{zlib.crc32(self.picture.pixels.tobytes(), zlib.crc32(str(self._size).encode())):08x}",
+            "picture": f"{picture:08x}",
             "target": " and ".join(given) or f"quality {DEFAULT_QUALITY:g}",
             "effort": str(self.effort),
         }

@@ -80,6 +80,8 @@ class OverfitModel:
     ``timings`` adds up the seconds of each stage; they are the caller's to clear. Raises CheckpointError.
     """
 
+    refinable = True  # it has efforts: the length of the descent
+
     def __init__(self, checkpoint: Checkpoint, device: torch.device) -> None:
         try:
             self.config = OverfitConfig.of(checkpoint.config)
@@ -180,12 +182,15 @@ class OverfitModel:
     def synthesise(self, decoded: DecodedFit, level: int) -> Tensor:
         """Return x_hat (1, 3, H, W), not clamped, with sides multiples of 64."""
         begin = time.perf_counter()
-        parameters = {name: value.to(self.device) for name, value in _floats(decoded.parameters).items()}
-        gains = (self.base.gains(level).double() / 256).float().to(self.device)
-        grids = [torch.from_numpy(grid).float()[None].to(self.device) for grid in decoded.grids]
-        planes = inputs_of(joined(parameters, gains, grids, 1), grids[0], gains)
-        x_hat = torch.cat([synthesis(parameters, part)[..., top : top + rows, :] for part, top, rows in _strips(planes)], dim=2)
-        x_hat = F.pixel_shuffle(x_hat, 2)
+        with torch.autocast(self.device.type, enabled=False):  # whatever a caller has switched on
+            parameters = {name: value.to(self.device) for name, value in _floats(decoded.parameters).items()}
+            gains = (self.base.gains(level).double() / 256).float().to(self.device)
+            grids = [torch.from_numpy(grid).float()[None].to(self.device) for grid in decoded.grids]
+            planes = inputs_of(joined(parameters, gains, grids, 1), grids[0], gains)
+            x_hat = torch.cat(
+                [synthesis(parameters, part)[..., top : top + rows, :] for part, top, rows in _strips(planes)], dim=2
+            )
+            x_hat = F.pixel_shuffle(x_hat, 2)
         self._time("synthesis", begin)
         return x_hat
 
