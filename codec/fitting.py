@@ -37,7 +37,7 @@ from models.overfit.windows import windows_of
 
 ITERATIONS = (1000, 1600, 2500, 4000, 6300, 10_000, 16_000, 25_000, 40_000, 63_000, 100_000)  # by effort, of up to six windows
 WINDOWS = 6
-TRIAL_SHARE = 0.1  # of the iterations: descents that search
+TRIAL_SHARE = 0.05  # of the iterations: descents that search
 TRIALS = 3  # short descents for a target at most
 NEAR = 128  # levels in 1/256 from a descent's own to which its latents serve well
 TOO_LARGE, TOO_COARSE_DB = 2.0, 6.0  # of a short descent, for the long one to meet the target
@@ -229,11 +229,8 @@ class PictureFit:
     def _code(self, fit: Fit, level: int, at: int) -> Attempt:
         """Return the file of a descent at a level as it stands, its latents scaled to the gains of another one."""
         h, w = self._size
-        if fit.differences is None:
-            fit.finish()
-        assert fit.differences is not None
         latents = self.model.scaled(fit.latents, level, at)
-        differences = replace(fit.differences, finest=max(fit.finest, empty_grids(latents)))
+        differences = replace(fit.quantise(), finest=max(fit.finest, empty_grids(latents)))
         coded = self.model.code(latents, differences, at, h, w, self.engine)
         picture = self.picture
         (alpha,) = pack_tiles(picture.alpha, [Rect(0, 0, w, h)])

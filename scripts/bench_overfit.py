@@ -4,9 +4,8 @@
     scripts/bench_overfit.py fit KODAK_FOLDER --efforts 0,5 [--pictures 1,5,8]     rows into results/overfit/
     scripts/bench_overfit.py summary KODAK_FOLDER                                  results/overfit.json
 
-A row is a picture at a quality and an effort; those that are there are not made again, and processes share the work. Rate
-differences are means over the qualities of log(bpp / the other codec's at equal PSNR), of averages over all pictures; the
-other codec's curve is interpolated in log(bpp).
+A row is a picture at a quality and an effort; those that are there are not made again, and processes share the work. BD-rates
+are of averages over all pictures.
 """
 
 from __future__ import annotations
@@ -22,10 +21,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import bjontegaard
 import click
 import numpy as np
 import torch
-from scipy.interpolate import PchipInterpolator
 
 from codec import images
 from codec.api import Codec
@@ -146,12 +145,14 @@ def other_curve(name: str, paths: list[Path]) -> list[dict[str, float]]:
     return points
 
 
-def difference_percent(points: list[dict[str, float]], curve: list[dict[str, float]]) -> float | None:
-    """Return how many more bits the points take than a curve at their PSNR, on average; None outside of the curve."""
-    curve = sorted(curve, key=lambda point: point["psnr_db"])
-    at = PchipInterpolator([p["psnr_db"] for p in curve], np.log([p["bpp"] for p in curve]), extrapolate=False)
-    gaps = np.array([np.log(point["bpp"]) - at(point["psnr_db"]) for point in points])
-    return None if np.isnan(gaps).any() else round(100 * float(np.expm1(gaps.mean())), 2)
+def bd_rate_percent(points: list[dict[str, float]], curve: list[dict[str, float]]) -> float:
+    """Return the BD-rate of points against another codec's; three points are few, so by monotone interpolation."""
+    of_points, of_curve = (
+        [[point[key] for point in sorted(rows, key=lambda point: point["psnr_db"])] for key in ("bpp", "psnr_db")]
+        for rows in (points, curve)
+    )
+    rate = bjontegaard.bd_rate(*of_curve, *of_points, method="pchip", require_matching_points=False, min_overlap=0)
+    return round(float(rate), 2)
 
 
 @main.command()
@@ -159,7 +160,7 @@ def difference_percent(points: list[dict[str, float]], curve: list[dict[str, flo
 @click.option("--model", default="overfit", show_default=True)
 @click.option("-o", "--out", type=click.Path(path_type=Path), default=Path("results/overfit.json"), show_default=True)
 def summary(folder: Path, model: str, out: Path) -> None:
-    """Write the averages of the rows of a checkpoint, those of AVIF and `swift`, and the rate differences."""
+    """Write the averages of the rows of a checkpoint, those of AVIF and `swift`, and the BD-rates."""
     sha256 = Codec(model, "cpu").model.checkpoint.sha256
     rows = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(ROWS.glob(f"{sha256[:8]}-*.json"))]
     paths = [folder / f"kodim{number:02d}.png" for number in PICTURES]
@@ -176,10 +177,8 @@ def summary(folder: Path, model: str, out: Path) -> None:
                     {"quality": quality, **{k: round(v, 4) for k, v in means.items()}, "networks_share": round(share, 4)}
                 )
         if points:
-            against = {name: difference_percent(points, curve) for name, curve in others.items()}
-            efforts.append(
-                {"effort": effort, "iterations": ITERATIONS[effort], "points": points, "rate_difference_percent": against}
-            )
+            against = {name: bd_rate_percent(points, curve) for name, curve in others.items()}
+            efforts.append({"effort": effort, "iterations": ITERATIONS[effort], "points": points, "bd_rate_percent": against})
     result = {
         "pictures": [path.name for path in paths],
         "checkpoint": sha256,
@@ -189,7 +188,7 @@ def summary(folder: Path, model: str, out: Path) -> None:
     }
     out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     for entry in efforts:
-        click.echo(f"effort {entry['effort']}: {entry['rate_difference_percent']}")
+        click.echo(f"effort {entry['effort']}: {entry['bd_rate_percent']}")
 
 
 def cold(model: OverfitModel) -> OverfitModel:
@@ -219,7 +218,8 @@ def start(picture: Path, model: str, quality: float, iterations: str, out: Path)
             torch.manual_seed(0)
             descent = loaded.fit(x, level, finest=1)
             descent.run(count)
-            _, state = descent.finish()
+            descent.quantise()
+            state = descent.measure()
             rows.append({"start": name, "iterations": count, "bpp": state.bpp, "networks_bpp": state.networks_bpp})
             rows[-1] |= {"psnr_db": state.psnr_db, "lagrangian": state.cost(descent.lmbda)}
             click.echo(f"{name}, {count}: {state.cost(descent.lmbda):.4f}")

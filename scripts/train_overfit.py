@@ -41,10 +41,10 @@ from models.overfit.networks import (
     grid_bits,
     kmac_per_pixel,
     picture,
-    ste,
     with_ring,
 )
 from models.overfit.runtime import ANALYSIS, OverfitModel
+from models.overfit.soft import ste
 from models.overfit.weights import BaseNetworks
 from models.overfit.windows import WINDOW
 

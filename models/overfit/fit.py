@@ -1,7 +1,9 @@
 """The descent for one picture: latents and networks against λ·255²·MSE + bits (Kim 2023, section 3.2).
 
-First with soft rounding and noise that both grow harder, then with plain rounding whose gradient passes straight through. Each
-iteration sees a window of 256×256 pixels of the picture, and all of the coarse grids; windows take turns.
+First with soft rounding that grows harder and noise that gets less; then, for a short time and in small steps, with plain
+rounding whose gradient passes straight through. The networks are quantised on the way, one parameter after another.
+
+Each iteration sees a window of 256×256 pixels of the picture, and all of the coarse grids; windows take turns.
 Only the values of the window's own latents move, but what is around them is seen: there are no seams.
 """
 
@@ -19,21 +21,31 @@ from bitstream.errors import UsageError
 from models.bf16 import fast_bf16
 from models.overfit.adam import Adam
 from models.overfit.configs import GRIDS, OverfitConfig
-from models.overfit.networks import Parameters, grid_bits, inputs_of, joined, ste, synthesis, upsampled
-from models.overfit.soft import soft_rounding
+from models.overfit.networks import Parameters, grid_bits, inputs_of, joined, synthesis, upsampled
+from models.overfit.soft import soft_rounding, ste
 from models.overfit.state import State, read_state, write_state
-from models.overfit.weights import ABSENT, STEPS, Differences, best_scale
+from models.overfit.weights import ABSENT, STEPS, UNITS, Differences, best_scale
 from models.overfit.windows import HALO, Halo, Window, windows_of
 
 FINE_GRIDS = 3  # that are cut to the window: its blocks of 64 positions are whole. Coarser grids are small enough
-LR_LATENTS, LR_NETWORKS = 4e-2, 2e-3
+LR_LATENTS, LR_NETWORKS = 8e-2, 2e-3
 SHRINK = 0.2  # of a step of the networks: towards the base, so that what only the noise of windows moves stays there
-HARD_SHARE = 0.15  # of the iterations: with plain rounding
-HARD_RATE = 0.1  # of the learning rates, falling to 0
+FREEZING = 0.75, 0.98  # of the iterations: between these, one parameter of the networks after another is quantised
+NETWORKS_END = 0.1  # of their learning rate: where it has fallen to
+HARD_SHARE = 0.05  # of the iterations: with plain rounding
+HARD_RATE, DRIFT = 0.1, 0.03  # of a latent there: most of its learning rate to begin with, and how far it may go in all.
+# Gradients that pass straight through carry values to where rounding flips; a tenth of a step of that cost 2 % more
 TEMPERATURES = 0.3, 0.1  # of soft rounding, from the first iteration to the last
-NOISES = 2.0, 1.0  # exponents of Kumaraswamy noise: 1 is uniform
+NOISES = 2.0, 3.0  # exponents of Kumaraswamy noise: 1 is uniform
 TYPICAL_STEP = 2.0**-6  # of differences of parameters, for their rate in the loss
+EXTENSION = 0.1  # of a descent: its last part, done again where λ was changed a little
 FIRST_STEP = 9  # where the search for their steps begins: 2^-7
+
+Report = Callable[[int, float, float], None]
+
+
+def nothing(*_: float) -> None:
+    """Report nothing."""
 
 
 class Fit:
@@ -58,14 +70,17 @@ class Fit:
         for grid in range(finest):
             latents[grid].zero_()
         self._latents = [Adam(value) for value in latents]
-        self._names = [name for names in config.groups() for name in names if not name.startswith(_unused(finest))]
+        moving = [[name for name in names if not name.startswith(_unused(finest))] for names in config.groups()]
+        self._names = [name for names in moving for name in names]
+        self._group_sizes = [sum(base[name].numel() for name in names) for names in moving]
         self._networks = Adam(torch.cat([base[name].reshape(-1) for name in self._names]))
         self._start = self._networks.value.clone()
         self.windows = windows_of(h, w)
         self._fast = x.device.type != "cpu" or fast_bf16()  # elsewhere bf16 is slower than float32
         self.iteration = 0
         self._order: list[int] = []
-        self.differences = None
+        self._steps: tuple[int, ...] | None = None
+        self._frozen = torch.zeros_like(self._start, dtype=torch.bool)
 
     @property
     def latents(self) -> list[Tensor]:
@@ -74,21 +89,12 @@ class Fit:
 
     @property
     def networks(self) -> Parameters:
-        """Return the parameters as they are now, quantised once they are."""
-        if self.differences is not None:
-            return self._quantised
+        """Return the parameters as they are now."""
         return self._named(self._networks.value)
 
-    @property
-    def differences(self) -> Differences | None:
-        """Return the quantised differences of the networks from the base, None as long as they move."""
-        return self._differences
-
-    @differences.setter
-    def differences(self, chosen: Differences | None) -> None:
-        if chosen is not None:
-            self._quantised = self._with(chosen)
-        self._differences = chosen
+    def offsets(self) -> Parameters:
+        """Return what was added to the base, not quantised."""
+        return {name: value - self._base[name] for name, value in self._named(self._networks.value).items()}
 
     def _named(self, flat: Tensor) -> Parameters:
         """Return all parameters, views of a flat vector of those that move."""
@@ -96,94 +102,117 @@ class Fit:
         parts = zip(self._names, flat.split(sizes), strict=True)
         return {**self._base, **{name: part.view(self._base[name].shape) for name, part in parts}}
 
-    def offsets(self) -> Parameters:
-        """Return what was added to the base."""
-        return {name: value - self._base[name] for name, value in self.networks.items()}
+    def _rounded(self, steps: tuple[int, ...]) -> Tensor:
+        """Return the flat vector of parameters with differences from the base rounded to steps, one for each group."""
+        parts = []
+        for step, offset in zip(_sizes_of(steps), (self._networks.value - self._start).split(self._group_sizes), strict=True):
+            parts.append((offset / step).round() * step if step < math.inf else torch.zeros_like(offset))
+        return self._start + torch.cat(parts)
 
-    def run(self, iterations: int, report: Callable[[int, float, float], None] = lambda *_: None) -> None:
+    def run(self, iterations: int, report: Report = nothing) -> None:
         """Descend to this number of iterations, from where it stands; ``report`` is called with each, its bpp and its PSNR.
 
-        The networks are quantised where plain rounding begins: from there on the latents alone move, and make the best of them.
+        In the last part of them the networks become what a file holds: steps are chosen, and parameters frozen at a whole
+        number of them, the nearest ones first; the rest makes up for it (Zhou 2017, arXiv 1702.03044).
         """
-        soft = max(1, round(iterations * (1 - HARD_SHARE)))
-        self.descend(soft, report)
         while self.iteration < iterations:
-            if self.differences is None:
-                self.differences = self._choose_steps()
-            self._turn(ste, HARD_RATE * (iterations - self.iteration) / (iterations - soft), report)
+            self._freeze(self.iteration / iterations)
+            self._turn(self.iteration, iterations, report)
+        self._freeze(1.0)
 
-    def descend(self, iterations: int, report: Callable[[int, float, float], None] = lambda *_: None) -> None:
-        """Descend to this number of iterations with soft rounding that grows harder, noise and rates that fall."""
+    def descend(self, iterations: int, report: Report = nothing) -> None:
+        """Descend to this number of iterations as ``run`` does, without quantised networks: to see how far it comes."""
         while self.iteration < iterations:
-            share = self.iteration / iterations
-            temperature, noise = (first + (last - first) * share for first, last in (TEMPERATURES, NOISES))
-            rate = 0.5 * (1 + math.cos(math.pi * share)) * (1 - HARD_RATE) + HARD_RATE
-            self._turn(soft_rounding(temperature, noise), rate, report)
+            self._turn(self.iteration, iterations, report)
+
+    def extend(self, iterations: int, report: Report = nothing) -> None:
+        """Descend with the latents alone, as in the last part of a descent: for a λ that was changed a little."""
+        self.quantise()
+        whole = round(iterations / EXTENSION)
+        for done in range(whole - iterations, whole):
+            self._turn(done, whole, report)
+
+    def quantise(self) -> Differences:
+        """Quantise what is not yet quantised of the networks; return their differences from the base."""
+        steps = self._freeze(1.0)
+        assert steps is not None
+        return Differences.quantised(self.config, self.finest, self.offsets(), steps)
+
+    def _freeze(self, share: float) -> tuple[int, ...] | None:
+        """Quantise as many parameters as are to be when this share of a descent is over; return the steps, if there are any."""
+        first, last = FREEZING
+        if share >= first:
+            self._steps = self._steps or self._choose_steps()
+            count = math.ceil(len(self._frozen) * min((share - first) / (last - first), 1))
+            if (new := count - int(self._frozen.sum())) > 0:
+                value, whole = self._networks.value, self._rounded(self._steps)
+                parts = zip((whole - value).abs().split(self._group_sizes), _sizes_of(self._steps), strict=True)
+                distance = torch.cat([part / step for part, step in parts])
+                chosen = distance.masked_fill_(self._frozen, math.inf).topk(new, largest=False).indices
+                value[chosen] = whole[chosen]
+                self._frozen[chosen] = True
+        return self._steps
 
     def move(self, base: Parameters, gains: Tensor, latents: list[Tensor], lmbda: float) -> None:
         """Take base, gains, latents and λ of another level; the differences of the networks, now quantised, stay."""
-        differences, _ = self.finish()
-        self._base, self.gains, self.lmbda, self.differences = base, gains, lmbda, differences
+        self.quantise()
+        added = self._networks.value - self._start
+        self._base, self.gains, self.lmbda = base, gains, lmbda
+        self._start = torch.cat([base[name].reshape(-1) for name in self._names])
+        self._networks.value.copy_(self._start + added)
         for adam, value in zip(self._latents, latents, strict=True):
             adam.value.copy_(value)
 
-    def extend(self, iterations: int, report: Callable[[int, float, float], None] = lambda *_: None) -> None:
-        """Descend on with plain rounding: for a λ that was changed a little."""
-        self.finish()
-        for _ in range(iterations):
-            self._turn(ste, HARD_RATE, report)
-
-    def _turn(self, quantise: Callable[[Tensor], Tensor], rate: float, report: Callable[[int, float, float], None]) -> None:
-        """Descend once, in the window whose turn it is."""
+    def _turn(self, done: int, of: int, report: Report) -> None:
+        """Descend once, in the window whose turn it is, as it is done after so many iterations of a descent."""
         if not self._order:
             self._order = torch.randperm(len(self.windows)).tolist()
         window = self.windows[self._order.pop()]
-        bits, error = self._step(window, quantise, rate)
+        hard = of * HARD_SHARE
+        share = min(done / (of - hard), 1)  # of soft rounding
+        fall = 0.5 * (1 + math.cos(math.pi * share))
+        temperature, noise = (first + (last - first) * share for first, last in (TEMPERATURES, NOISES))
+        quantise, rate = soft_rounding(temperature, noise), LR_LATENTS * fall
+        if share == 1:
+            quantise, rate = ste, min(HARD_RATE * LR_LATENTS, 2 * DRIFT * len(self.windows) / hard) * (of - done) / hard
+        bits, error = self._step(window, quantise, rate, LR_NETWORKS * (NETWORKS_END + (1 - NETWORKS_END) * fall))
         self.iteration += 1
         report(self.iteration, bits / window.area, -10 * math.log10(max(error, 1e-12)))
 
-    def finish(self) -> tuple[Differences, State]:
-        """Return the differences of the networks from the base, quantised, and what they and the latents give."""
-        if self.differences is None:
-            self.differences = self._choose_steps()
-        return self.differences, self.measure()
-
-    def _step(self, window: Window, quantise: Callable[[Tensor], Tensor], rate: float) -> tuple[float, float]:
-        """Descend once in a window; return its bits and mean squared error."""
-        moving = self.differences is None
-        flat = self._networks.value.clone().requires_grad_() if moving else None
-        parameters = self.networks if flat is None else self._named(flat)
+    def _step(
+        self, window: Window, quantise: Callable[[Tensor], Tensor], latents_rate: float, networks_rate: float
+    ) -> tuple[float, float]:
+        """Descend once in a window, at these learning rates; return its bits and mean squared error."""
+        flat = self._networks.value.clone().requires_grad_()
         halo, leaves = self._cut(window)
         for grid in range(self.finest, GRIDS):
             leaves[grid].requires_grad_()
         hat = [quantise(leaf) if grid >= self.finest else leaf for grid, leaf in enumerate(leaves)]
-        bits, squares = self._evaluate(parameters, window, halo, hat)
+        bits, squares = self._evaluate(self._named(flat), window, halo, hat)
         share = self.pixels / len(self.windows)  # of the picture: all windows together weigh as the networks' bits do
-        loss = bits / share + self.lmbda * 255**2 * squares / (3 * share)
-        if flat is not None:
-            loss = loss + self._network_rate(flat) / self.pixels
+        loss = bits / share + self.lmbda * 255**2 * squares / (3 * share) + self._network_rate(flat) / self.pixels
         (loss / math.sqrt(self.lmbda)).backward()
-        if flat is not None:
-            assert flat.grad is not None
-            self._networks.step(flat.grad, LR_NETWORKS * rate, self.iteration + 1)
-            self._networks.value.copy_(
-                self._start + F.softshrink(self._networks.value - self._start, SHRINK * LR_NETWORKS * rate)
-            )
+        assert flat.grad is not None
+        self._networks.step(flat.grad, networks_rate, self.iteration + 1)
+        value = self._start + F.softshrink(self._networks.value - self._start, SHRINK * networks_rate)
+        self._networks.value.copy_(torch.where(self._frozen, flat.detach(), value))
         visits = self.iteration // len(self.windows) + 1
         for grid in range(self.finest, GRIDS):
             gradient = leaves[grid].grad
             assert gradient is not None
             own = window.at(grid)
             gradient = halo.inner(gradient[0]) if grid < FINE_GRIDS else gradient[0][own]
-            self._latents[grid].step(gradient, LR_LATENTS * rate, visits, own)
+            self._latents[grid].step(gradient, latents_rate, visits, own)
         return float(bits.detach()), float(squares.detach()) / (3 * window.area)
 
     def _network_rate(self, flat: Tensor) -> Tensor:
         """Return about the bits of the differences: of each group those of a Laplace distribution of its mean magnitude."""
-        sizes = [sum(self._base[name].numel() for name in names if name in self._names) for names in self.config.groups()]
-        sizes = [size for size in sizes if size]
-        means = torch.stack([part.mean() for part in (flat - self._start).abs().split(sizes)])
-        return (means.new_tensor(sizes) * torch.log2(1 + means * (math.e / TYPICAL_STEP))).sum()
+        bits = torch.zeros(())
+        steps = [TYPICAL_STEP] * len(self._group_sizes) if self._steps is None else _sizes_of(self._steps)
+        for step, offset in zip(steps, (flat - self._start).abs().split(self._group_sizes), strict=True):
+            if len(offset):
+                bits = bits + len(offset) * torch.log2(1 + offset.mean() * (math.e / step))
+        return bits
 
     def _cut(self, window: Window) -> tuple[Halo, list[Tensor]]:
         h, w = (2 * side for side in self._cells.shape[-2:])
@@ -252,43 +281,40 @@ class Fit:
         weight[0][window.at(grid)] = 1
         return weight
 
-    @torch.no_grad()
     def measure(self) -> State:
         """Return what the rounded latents and the networks cost and give; the PSNR is that of pixels before rounding."""
-        return self._measure(self.networks, self._bits_of_networks())
+        if self._steps is None:
+            return self._measure(self._networks.value, float(self._network_rate(self._networks.value)))
+        return self._measure(self._networks.value, self._bits_of_networks(self._steps))
 
-    def _bits_of_networks(self) -> float:
-        if self.differences is None:
-            return float(self._network_rate(self._networks.value))
-        return sum(best_scale(part)[1] for part in self.differences.symbols)
+    def _bits_of_networks(self, steps: tuple[int, ...]) -> float:
+        differences = Differences.quantised(self.config, self.finest, self.offsets(), steps)
+        return sum(best_scale(part)[1] for part in differences.symbols)
 
-    def _measure(self, parameters: Parameters, bits_of_networks: float) -> State:
+    @torch.no_grad()
+    def _measure(self, flat: Tensor, bits_of_networks: float) -> State:
         bits = squares = 0.0
         for window in self.windows:
             halo, leaves = self._cut(window)
-            found = self._evaluate(parameters, window, halo, [leaf.round_() for leaf in leaves])
+            found = self._evaluate(self._named(flat), window, halo, [leaf.round_() for leaf in leaves])
             bits, squares = bits + float(found[0]), squares + float(found[1])
         psnr_db = -10 * math.log10(max(squares / (3 * self.pixels), 1e-12))
         return State(bits / self.pixels, bits_of_networks / self.pixels, psnr_db)
 
-    @torch.no_grad()
-    def _choose_steps(self) -> Differences:
-        """Return the differences with the step of each group that is best by rate and distortion: groups one by one, twice."""
-        groups, offsets = self.config.groups(), self.offsets()
-        sizes = [sum(offsets[name].numel() for name in names) for names in groups]
-        chosen = [ABSENT if names[0].startswith(_unused(self.finest)) else FIRST_STEP for names in groups]
+    def _choose_steps(self) -> tuple[int, ...]:
+        """Return the step of each group that is best by rate and distortion: groups one by one, twice."""
+        sizes = self._group_sizes
+        chosen = [FIRST_STEP if size else ABSENT for size in sizes]
         costs: dict[tuple[int, ...], float] = {}
 
         def cost(steps: list[int]) -> float:
-            differences = Differences.quantised(self.config, self.finest, offsets, tuple(steps))
-            if differences.steps not in costs:
-                rate = sum(best_scale(part)[1] for part in differences.symbols)
-                costs[differences.steps] = self._measure(self._with(differences), rate).cost(self.lmbda)
-            return costs[differences.steps]
+            if (key := tuple(steps)) not in costs:
+                costs[key] = self._measure(self._rounded(key), self._bits_of_networks(key)).cost(self.lmbda)
+            return costs[key]
 
         best = cost(chosen)
         for _ in range(2):
-            for group in sorted(range(len(groups)), key=lambda group: -sizes[group]):
+            for group in sorted(range(len(sizes)), key=lambda group: -sizes[group]):
                 for direction in (1, -1) if chosen[group] != ABSENT else ():
                     while (step := chosen[group] + direction) in (*STEPS, STEPS[-1] + 1):
                         steps = chosen.copy()
@@ -296,26 +322,18 @@ class Fit:
                         if (found := cost(steps)) >= best:
                             break
                         best, chosen = found, steps
-        return Differences.quantised(self.config, self.finest, offsets, tuple(chosen))
-
-    def _with(self, differences: Differences) -> Parameters:
-        base = {name: (value.cpu().double() * 2**16).round().long() for name, value in self._base.items()}
-        added = differences.added(self.config, base)
-        return {name: (value.double() / 2**16).float().to(self._start.device) for name, value in added.items()}
+        return tuple(chosen)
 
     def _state(self) -> dict[str, Adam]:
         return {"networks": self._networks, **{f"latents.{grid}": adam for grid, adam in enumerate(self._latents)}}
 
     def save(self, path: Path, facts: dict[str, str]) -> None:
         """Write all that ``resume`` needs, so that a kill at any moment leaves the file from before or the new one."""
-        tensors = {"order": torch.tensor(self._order, dtype=torch.int32)}
+        tensors = {"order": torch.tensor(self._order, dtype=torch.int32), "frozen": self._frozen}
         named = self._state()
         for name, adam in named.items():
             tensors |= {f"{name}/value": adam.value, f"{name}/mean": adam.mean, f"{name}/square": adam.square}
-        if self.differences is not None:
-            tensors |= {f"symbols.{i}": torch.from_numpy(part) for i, part in enumerate(self.differences.symbols)}
-        steps = None if self.differences is None else self.differences.steps
-        write_state(path, tensors, {**facts, "iteration": self.iteration, "steps": steps})
+        write_state(path, tensors, {**facts, "iteration": self.iteration, "steps": self._steps})
 
     def resume(self, path: Path, facts: dict[str, str]) -> None:
         """Go on from what ``save`` wrote. Raises UsageError if that is another picture's, or of other options."""
@@ -331,12 +349,17 @@ class Fit:
                 raise ValueError(f"iteration {self.iteration}, windows {self._order}")
             if header["steps"] is not None:
                 steps = tuple(header["steps"])
-                symbols = tuple(tensors[f"symbols.{i}"].numpy() for i in range(len(self.config.groups())))
-                if not set(steps) <= {ABSENT, *STEPS}:
+                if len(steps) != len(self.config.groups()) or not set(steps) <= {ABSENT, *STEPS}:
                     raise ValueError(f"steps {steps}")
-                self.differences = Differences(self.finest, steps, symbols)
+                self._steps = steps
+            self._frozen.copy_(tensors["frozen"])
         except (KeyError, RuntimeError, TypeError, ValueError) as error:
             raise UsageError(f"{path} is not the state of this fit ({error}): leave --resume away") from error
+
+
+def _sizes_of(steps: tuple[int, ...]) -> list[float]:
+    """Return steps as numbers, infinite for groups without differences."""
+    return [2.0 ** (step - UNITS) if step != ABSENT else math.inf for step in steps]
 
 
 def _unused(finest: int) -> tuple[str, ...]:

@@ -129,11 +129,6 @@ def kmac_per_pixel(config: OverfitConfig, finest: int = 0) -> dict[str, float]:
     return {name: round(value / 1000, 3) for name, value in {"decode": sum(parts.values()), **parts}.items()}
 
 
-def ste(x: Tensor) -> Tensor:
-    """Round; the gradient passes straight through."""
-    return x + (x.round() - x).detach()
-
-
 class Analysis(nn.Module):
     """Picture (B, 3, H, W) in [0, 1], sides multiples of 64 → seven grids (B, H/2^i, W/2^i) of values before the gain.
 

@@ -25,3 +25,8 @@ def kumaraswamy_noise(like: Tensor, a: float) -> Tensor:
 def soft_rounding(temperature: float, noise: float) -> Callable[[Tensor], Tensor]:
     """Return the rounding of an iteration, of its temperature and its exponent of the noise."""
     return lambda y: soft_round(soft_round(y, temperature) + kumaraswamy_noise(y, noise), temperature)
+
+
+def ste(x: Tensor) -> Tensor:
+    """Round; the gradient passes straight through."""
+    return x + (x.round() - x).detach()

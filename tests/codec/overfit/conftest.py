@@ -18,7 +18,7 @@ from models.checkpoint import save_checkpoint
 from models.overfit.configs import OverfitConfig
 from models.overfit.fit import FIRST_STEP, Fit
 from models.overfit.networks import Analysis, fresh_gains, fresh_parameters
-from models.overfit.weights import ABSENT, BaseNetworks, Differences
+from models.overfit.weights import ABSENT, BaseNetworks
 
 ITERATIONS = 12
 CONFIG = OverfitConfig(width_fine=3, width=4, hidden=6, analysis=8, levels=3)
@@ -63,9 +63,7 @@ def _make_quick(monkeypatch, iterations=ITERATIONS):
     monkeypatch.setattr("codec.fitting.ITERATIONS", tuple(iterations * (effort + 1) for effort in range(11)))
 
     def first_steps(self):
-        groups = self.config.groups()
-        steps = tuple(ABSENT if names[0].startswith(f"grid_{self.finest - 1}.") else FIRST_STEP for names in groups)
-        return Differences.quantised(self.config, self.finest, self.offsets(), steps)
+        return tuple(FIRST_STEP if size else ABSENT for size in self._group_sizes)
 
     monkeypatch.setattr(Fit, "_choose_steps", first_steps)
 

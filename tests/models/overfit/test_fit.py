@@ -126,64 +126,70 @@ def test_the_cost_falls(tiny, pixels, few_steps, level, finest):
     start = fit.measure().cost(fit.lmbda)
     seen = []
     fit.run(30, lambda *report: seen.append(report))
-    differences, state = fit.finish()
-    assert state.cost(fit.lmbda) < 0.97 * start
+    fit.quantise()
+    assert fit.measure().cost(fit.lmbda) < 0.97 * start
     assert [iteration for iteration, _, _ in seen] == list(range(1, 31))
     assert fit.iteration == 30
-    assert state == fit.measure()
-    assert differences is fit.differences
 
 
 def test_grids_finer_than_the_finest_stay_zero(tiny, pixels, few_steps):
     fit = tiny.fit(pixels(64, 64), 300, 2)
     fit.run(10)
-    differences, _ = fit.finish()
+    differences = fit.quantise()
     assert [bool(value.any()) for value in fit.latents] == [False] * 2 + [True] * 5
     assert differences.finest == 2
     assert differences.steps[:2] == (ABSENT, ABSENT)
     assert not any(part.any() for part in differences.symbols[:2])
 
 
-def test_networks_are_quantised_where_plain_rounding_begins(tiny, pixels, few_steps):
-    fit, networks, latents = tiny.fit(pixels(64, 64), 300, 1), [], []
-
-    def keep(*_):
-        networks.append(None if fit.differences is None else fit.networks)
-        latents.append(fit.latents[2].clone())
-
-    fit.run(20, keep)
-    assert [kept is None for kept in networks] == [True] * 17 + [False] * 3
-    assert all(torch.equal(networks[17][name], value) for name, value in networks[19].items())
-    assert not torch.equal(latents[17], latents[19])
+def test_networks_become_what_a_file_holds_while_the_rest_descends(tiny, pixels, few_steps):
+    """One parameter after another: what is frozen stays, what is not moves, and latents do to the end."""
+    fit, kept = tiny.fit(pixels(64, 64), 300, 1), []
+    fit.run(40, lambda *_: kept.append((fit._frozen.clone(), fit._networks.value.clone(), fit.latents[2].clone())))
+    shares = [frozen.float().mean().item() for frozen, _, _ in kept]
+    start, end = (math.ceil(40 * share) for share in fit_module.FREEZING)
+    assert shares[start - 1] == 0 < shares[start + 1] < shares[-1]
+    assert shares == sorted(shares)
+    for (frozen, before, _), (_, after, _) in zip(kept, kept[1:end], strict=False):
+        assert torch.equal(before[frozen], after[frozen])
+        assert not torch.equal(before[~frozen], after[~frozen])
+    assert not torch.equal(kept[-2][2], kept[-1][2])
+    differences = fit.quantise()
     base = {name: (value * 2**16).round().long() for name, value in fit._base.items()}
-    for name, value in fit.differences.added(tiny.config, base).items():
+    for name, value in differences.added(tiny.config, base).items():
         assert torch.equal(value.double() / 2**16, fit.networks[name].double())
-    bits = sum(best_scale(part)[1] for part in fit.differences.symbols)
+    bits = sum(best_scale(part)[1] for part in differences.symbols)
     assert fit.measure().networks_bpp == pytest.approx(bits / 64**2)
+
+
+def test_descending_on_for_long_does_not_undo_what_was_found(tiny, pixels, few_steps):
+    """Gradients that pass straight through plain rounding would: values gather where it flips."""
+    fit = tiny.fit(pixels(64, 64), 300, 1)
+    fit.run(60)
+    before = fit.measure()
+    fit.extend(300)
+    assert fit.measure().cost(fit.lmbda) < before.cost(fit.lmbda)
 
 
 def test_chosen_steps_cost_no_more_than_the_first_ones_or_none(tiny, pixels):
     fit = tiny.fit(pixels(64, 64), 400, 1)
     fit._networks.value.add_(0.03 * torch.randn_like(fit._networks.value))
-    offsets, groups = fit.offsets(), tiny.config.groups()
-    chosen = fit._choose_steps()
 
-    def cost(differences) -> float:
-        rate = sum(best_scale(part)[1] for part in differences.symbols)
-        return fit._measure(fit._with(differences), rate).cost(fit.lmbda)
+    def cost(steps) -> float:
+        return fit._measure(fit._rounded(steps), fit._bits_of_networks(steps)).cost(fit.lmbda)
 
+    best = cost(fit._choose_steps())
     for step in (ABSENT, fit_module.FIRST_STEP):
-        steps = tuple(ABSENT if number == 0 else step for number in range(len(groups)))
-        assert cost(chosen) <= cost(type(chosen).quantised(tiny.config, 1, offsets, steps)) + 1e-9
+        assert best <= cost(tuple(ABSENT if number == 0 else step for number in range(len(fit._group_sizes)))) + 1e-9
 
 
 def test_extending_moves_latents_towards_another_lambda(tiny, pixels, few_steps):
     fit = tiny.fit(pixels(64, 64), 300, 1)
     fit.run(10)
-    differences, before = fit.finish()
+    before, networks = fit.measure(), {name: value.clone() for name, value in fit.networks.items()}
     fit.lmbda *= 16
     fit.extend(25)
-    assert fit.differences is differences
+    assert all(torch.equal(networks[name], value) for name, value in fit.networks.items())
     assert fit.iteration == 35
     assert fit.measure().psnr_db > before.psnr_db
 
@@ -245,7 +251,7 @@ def test_noise_is_within_a_half_with_its_mode_at_zero(a):
 
 
 def test_a_resumed_descent_ends_as_one_that_was_not_interrupted(tiny, pixels, tmp_path, few_steps):
-    """Interrupted in the soft phase and again in the hard one, given the state of the random numbers."""
+    """Interrupted before networks are quantised and while they are, given the state of the random numbers."""
     x, path, iterations = pixels(300, 64), tmp_path / "state", 12
     torch.manual_seed(1)
     straight = tiny.fit(x, 300, 1)
@@ -258,19 +264,20 @@ def test_a_resumed_descent_ends_as_one_that_was_not_interrupted(tiny, pixels, tm
         resumed = tiny.fit(x, 300, 1)
         resumed.resume(path, FACTS)
         assert resumed.iteration == at
-        assert (resumed.differences is None) == (at == 5)
+        assert bool(resumed._frozen.any()) == (at == 11)
         torch.set_rng_state(random)
     resumed.run(iterations)
     assert resumed.iteration == iterations
     assert all(torch.equal(a, b) for a, b in zip(resumed.latents, straight.latents, strict=True))
-    assert resumed.differences.steps == straight.differences.steps
-    assert all((a == b).all() for a, b in zip(resumed.differences.symbols, straight.differences.symbols, strict=True))
+    found, wanted = resumed.quantise(), straight.quantise()
+    assert found.steps == wanted.steps
+    assert all((a == b).all() for a, b in zip(found.symbols, wanted.symbols, strict=True))
     assert resumed.measure() == straight.measure()
 
 
 @pytest.fixture(scope="module")
 def state(tiny, tmp_path_factory) -> bytes:
-    """A state in its hard phase."""
+    """A state of quantised networks."""
     with torch.random.fork_rng(devices=[]), mock.patch.object(fit_module, "STEPS", (9,)):
         torch.manual_seed(12)
         fit = tiny.fit(torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8), 300, 1)
@@ -282,7 +289,7 @@ def state(tiny, tmp_path_factory) -> bytes:
 
 @pytest.fixture
 def saved(state, tmp_path):
-    """The path of a state in its hard phase."""
+    """The path of a state of quantised networks."""
     path = tmp_path / "state"
     path.write_bytes(state)
     return path
@@ -330,13 +337,13 @@ def test_refuses_a_state_of_other_facts(saved, fresh, name):
 DAMAGE = {
     "no latents": lambda header, tensors: tensors.pop("latents.3/value"),
     "no order": lambda header, tensors: tensors.pop("order"),
-    "no symbols": lambda header, tensors: tensors.pop("symbols.7"),
+    "nothing frozen": lambda header, tensors: tensors.pop("frozen"),
     "no iteration": lambda header, tensors: header.pop("iteration"),
     "no steps": lambda header, tensors: header.pop("steps"),
     "another size": lambda header, tensors: tensors.update({"latents.2/mean": torch.zeros(4, 4)}),
     "one value for all": lambda header, tensors: tensors.update({"latents.2/mean": torch.zeros(1, 1)}),
     "too many networks": lambda header, tensors: tensors.update({"networks/value": torch.zeros(9999)}),
-    "few symbols": lambda header, tensors: tensors.update({"symbols.7": torch.zeros(3, dtype=torch.int16)}),
+    "few frozen": lambda header, tensors: tensors.update({"frozen": torch.zeros(3, dtype=torch.bool)}),
     "a window that is not": lambda header, tensors: tensors.update({"order": torch.tensor([0, 7])}),
     "iteration a word": lambda header, tensors: header.update(iteration="many"),
     "iteration below zero": lambda header, tensors: header.update(iteration=-1),

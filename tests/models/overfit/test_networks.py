@@ -17,10 +17,10 @@ from models.overfit.networks import (
     joined,
     kmac_per_pixel,
     picture,
-    ste,
     upsampled,
     with_ring,
 )
+from models.overfit.soft import ste
 
 
 def parameters_at(level: int, seed: int = 1) -> dict[str, torch.Tensor]:
