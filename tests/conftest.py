@@ -45,6 +45,17 @@ def tiny_codec(tiny_checkpoint):
 
 
 @pytest.fixture
+def command():
+    """Return command(*arguments, code=0, stdin=b""): the result of ``codec`` in this process; threads it sets are set back."""
+    import torch
+    from command import call
+
+    threads = torch.get_num_threads()
+    yield call
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
 def picture():
     """Return picture(h, w, seed=0): an (h, w, 3) uint8 array with gradients, waves, an edge and noise."""
 

@@ -1,7 +1,5 @@
 """The symbol coder: what is written is read, in both directions with the same CRC, whatever the engine."""
 
-import os
-import shutil
 import zlib
 
 import numpy as np
@@ -10,22 +8,12 @@ import pytest
 from bitstream import segments
 from bitstream.coder import StreamReader, StreamWriter
 from bitstream.engines.reference import ReferenceEngine
-from bitstream.engines.torchac import TorchacEngine
 from bitstream.errors import FormatError, SymbolError
 from bitstream.tables import MasterTable, gaussian_master, master_from_pmf
 from bitstream.varint import pack_varint, unpack_varint, zigzag
 
 BANDS = (16, 28, 40)
 SMALL = MasterTable(-2, np.array([[0, 10, 30, 60, 70], [0, 1, 2, 3, 100]]))  # rows 0, 1 on symbols −2 … 1
-
-
-@pytest.fixture(scope="session", params=["reference", "torchac"])
-def engine(request):
-    if request.param == "reference":
-        return ReferenceEngine()
-    if not shutil.which(os.environ.get("CXX", "c++")):
-        pytest.skip("no C++ compiler")
-    return TorchacEngine()
 
 
 def latents(n: int, seed: int = 0, rows: tuple[int, int] = (0, 64)) -> tuple[np.ndarray, np.ndarray]:

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import math
-import os
-import shutil
 
 import numpy as np
 import pytest
 
 from bitstream.coder import StreamReader, StreamWriter
-from bitstream.engines.reference import ReferenceEngine
-from bitstream.engines.torchac import TorchacEngine
 from bitstream.laplace import FRACTIONS, SCALE_LOWEST, SCALE_STEP, SCALES, laplace_master, laplace_rows
 from bitstream.segments import TableRows
 from bitstream.tables import SYMBOL_MAX, MasterTable
@@ -19,16 +15,6 @@ from bitstream.tables import SYMBOL_MAX, MasterTable
 BANDS = (11 * FRACTIONS, 24 * FRACTIONS)
 LOG2_SCALES = np.arange(SCALES) * SCALE_STEP + SCALE_LOWEST  # in 1/256 octave
 K = np.arange(-SYMBOL_MAX, SYMBOL_MAX + 1)
-
-
-@pytest.fixture(scope="module", params=["reference", "torchac"])
-def engine(request):
-    """An arithmetic-coding engine."""
-    if request.param == "reference":
-        return ReferenceEngine()
-    if not shutil.which(os.environ.get("CXX", "c++")):
-        pytest.skip("no C++ compiler")
-    return TorchacEngine()
 
 
 def float_cdf(scale: int, fraction: int) -> np.ndarray:

@@ -20,18 +20,9 @@ from codec.metrics import bpp, psnr_db
 
 
 @pytest.fixture
-def run(installed):
+def run(installed, command):
     """Return run(*arguments): the result of a call in this process, with the tiny checkpoint as the installed one."""
-    threads = torch.get_num_threads()
-
-    def invoke(*arguments, code=0):
-        result = CliRunner().invoke(main, [str(argument) for argument in arguments])
-        assert result.exception is None or isinstance(result.exception, SystemExit), result.exc_info
-        assert result.exit_code == code, result.output
-        return result
-
-    yield invoke
-    torch.set_num_threads(threads)
+    return command
 
 
 @pytest.fixture

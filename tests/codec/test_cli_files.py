@@ -14,7 +14,6 @@ import threading
 from pathlib import Path
 
 import pytest
-import torch
 from click.testing import CliRunner
 from PIL import Image
 
@@ -27,20 +26,11 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 @pytest.fixture
-def run(installed, tmp_path, monkeypatch):
+def run(installed, tmp_path, monkeypatch, command):
     """Return run(*arguments, code=0, stdin=b""): the result of a call in this process; the current folder is a new one."""
-    threads = torch.get_num_threads()
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
-
-    def invoke(*arguments, code=0, stdin=b""):
-        result = CliRunner().invoke(main, [str(argument) for argument in arguments], input=stdin)
-        assert result.exception is None or isinstance(result.exception, SystemExit), result.exc_info
-        assert result.exit_code == code, result.output
-        return result
-
-    yield invoke
-    torch.set_num_threads(threads)
+    return command
 
 
 @pytest.fixture

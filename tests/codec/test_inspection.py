@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
 from PIL import Image
 
 from bitstream.chunks import Y_TILE, Metadata, Z
@@ -24,7 +24,6 @@ from bitstream.recording import RecordingReader, StreamCost, ideal_bits
 from bitstream.segments import TableRows
 from bitstream.tables import MasterTable, gaussian_master
 from codec.api import cached_codec
-from codec.cli import main
 from codec.heatmap import heatmap
 from codec.inspection import PASSES, inspect
 from models.latents import Latents
@@ -263,18 +262,9 @@ def test_the_legend_is_below_and_the_overlay_lets_the_picture_through(small):
 
 
 @pytest.fixture
-def run(installed):
+def run(installed, command):
     """Return run(*arguments): the result of ``codec inspect``, with the tiny checkpoint as the installed one."""
-    threads = torch.get_num_threads()
-
-    def invoke(*arguments, code=0):
-        result = CliRunner().invoke(main, ["inspect", *map(str, arguments)])
-        assert result.exception is None or isinstance(result.exception, SystemExit), result.exc_info
-        assert result.exit_code == code, result.output
-        return result
-
-    yield invoke
-    torch.set_num_threads(threads)
+    return partial(command, "inspect")
 
 
 def test_the_command_prints_parts_that_end_with_the_size_of_the_file(run, small):

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import itertools
 import re
+from functools import partial
 
 import numpy as np
 import pytest
-import torch
-from click.testing import CliRunner
 
 from codec import TargetError, UsageError, encode_file, info
-from codec.cli import main
 from codec.metrics import bpp, psnr_db
 from codec.targets import PSNR_TOLERANCE, SIZE_TOLERANCE
 
@@ -141,18 +139,9 @@ def test_encode_file_takes_targets(installed, tmp_path, png):
 
 
 @pytest.fixture
-def run(installed, tmp_path, png):
+def run(installed, tmp_path, png, command):
     """Return run(*options, code=0): the result of encoding an 80 × 64 picture to a.lic by the command line."""
-    source, threads = png(64, 80), torch.get_num_threads()
-
-    def invoke(*options, code=0):
-        result = CliRunner().invoke(main, ["encode", str(source), str(tmp_path / "a.lic"), *map(str, options)])
-        assert result.exception is None or isinstance(result.exception, SystemExit), result.exc_info
-        assert result.exit_code == code, result.output
-        return result
-
-    yield invoke
-    torch.set_num_threads(threads)
+    return partial(command, "encode", png(64, 80), tmp_path / "a.lic")
 
 
 @pytest.mark.parametrize(

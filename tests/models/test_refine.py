@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
 from PIL import Image
 
 from bitstream.engines import default_engine
 from bitstream.errors import CodecError, UsageError
 from codec import Codec, info
-from codec.cli import main
 from models.checkpoint import load_checkpoint
 from models.loading import load_network
 from models.network import distortion
@@ -287,17 +286,11 @@ def test_effort_reaches_sizes_below_the_plain_smallest_file(tiny_codec, picture)
 
 
 @pytest.fixture
-def encode(tmp_path, picture, tiny_checkpoint):
+def encode(tmp_path, picture, tiny_checkpoint, command):
     """Return encode(*options, code=0): the result of the command line, which writes a.lic."""
     Image.fromarray(picture(40, 40)).save(tmp_path / "a.png")
-
-    def invoke(*options, code=0):
-        paths = [str(tmp_path / name) for name in ("a.png", "a.lic")]
-        result = CliRunner().invoke(main, ["encode", *paths, "--model", str(tiny_checkpoint), "--device", "cpu", *options])
-        assert result.exit_code == code, result.output
-        return result
-
-    return invoke
+    paths = [tmp_path / name for name in ("a.png", "a.lic")]
+    return partial(command, "encode", *paths, "--model", tiny_checkpoint, "--device", "cpu")
 
 
 def test_the_command_line_takes_an_effort(encode, tmp_path, tiny_codec, picture):

@@ -43,19 +43,14 @@ def tiny_networks() -> BaseNetworks:
     return BaseNetworks.rounded(CONFIG, stirred_parameters(), stirred_gains())
 
 
-def tiny_tensors() -> dict[str, Tensor]:
-    """Return the tensors of the tiny checkpoint: its networks, and an analysis in float16."""
+def write_tiny_overfit(path: Path, networks: BaseNetworks | None = None) -> None:
+    """Write the tiny checkpoint, or one of other networks: with an analysis in float16."""
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(3)
         analysis = Analysis(CONFIG.analysis)
         for layer in (analysis.head, *analysis.heads):
             layer.weight.normal_(0, 0.02)
             layer.bias.normal_(0, 0.02)
-    kept = {f"analysis.{name}": value.half() for name, value in analysis.state_dict().items()}
-    return tiny_networks().tensors() | kept
-
-
-def write_tiny_overfit(path: Path) -> None:
-    """Write the tiny checkpoint."""
-    config = dataclasses.asdict(CONFIG)
-    save_checkpoint(path, model=MODEL, config=config, tensors=tiny_tensors(), constants_crc=constants_crc())
+    tensors = (networks or tiny_networks()).tensors()
+    tensors |= {f"analysis.{name}": value.half() for name, value in analysis.state_dict().items()}
+    save_checkpoint(path, model=MODEL, config=dataclasses.asdict(CONFIG), tensors=tensors, constants_crc=constants_crc())

@@ -20,18 +20,6 @@ COMPILER = os.environ.get("CXX", "c++")
 REFERENCE = ReferenceEngine()
 
 
-@pytest.fixture(scope="session")
-def torchac():
-    if not shutil.which(COMPILER):
-        pytest.skip("no C++ compiler")
-    return TorchacEngine()
-
-
-@pytest.fixture(scope="session", params=["reference", "torchac"])
-def engine(request):
-    return REFERENCE if request.param == "reference" else request.getfixturevalue("torchac")
-
-
 @pytest.fixture
 def fresh(tmp_path, monkeypatch):
     """A process that has loaded nothing yet, with an empty cache folder, which is returned."""

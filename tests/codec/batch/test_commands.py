@@ -8,29 +8,21 @@ import re
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 from PIL import Image
 
 from codec.batch import run
-from codec.cli import main
 
 COUNT = 80
 
 
 @pytest.fixture
-def call(installed):
+def call(installed, command):
     """Return call(*arguments, code=0): the result of ``codec batch`` in this process."""
-
-    def invoke(*arguments, code=0):
-        result = CliRunner().invoke(main, ["batch", *map(str, arguments), "--workers", "0", "--device", "cpu"])
-        assert result.exception is None or isinstance(result.exception, SystemExit), result.exc_info
-        assert result.exit_code == code, result.output
-        return result
-
-    return invoke
+    return partial(command, "batch", "--workers", "0", "--device", "cpu")
 
 
 @pytest.fixture

@@ -4,24 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from dataclasses import asdict
 
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
 from PIL import Image
+from tiny_overfit import CONFIG, write_tiny_overfit
 
 import checkpoints
-from bitstream.tables import constants_crc
-from models.checkpoint import save_checkpoint
-from models.overfit.configs import OverfitConfig
 from models.overfit.fit import FIRST_STEP, Fit
-from models.overfit.networks import Analysis, fresh_gains, fresh_parameters
+from models.overfit.networks import fresh_gains, fresh_parameters
 from models.overfit.weights import ABSENT, BaseNetworks
 
 ITERATIONS = 12
-CONFIG = OverfitConfig(width_fine=3, width=4, hidden=6, analysis=8, levels=3)
 ROW = """[overfit]
 file = "overfit.safetensors"
 sha256 = "{sha256}"
@@ -32,21 +27,15 @@ max_level = {max_level}
 
 @pytest.fixture(scope="session")
 def overfit_checkpoint(tmp_path_factory):
-    """The path of a checkpoint of overfit with few channels: the networks that training begins with, and noise."""
-    generator = torch.Generator().manual_seed(3)
-    parameters = fresh_parameters(CONFIG, seed=1)
+    """The path of a checkpoint of overfit with few channels: the networks that training begins with, and a little noise."""
+    parameters, generator = fresh_parameters(CONFIG, seed=1), torch.Generator().manual_seed(3)
     for name, value in parameters.items():
         if name.endswith((".out", ".conv_3")) or ".bias" in name:
             value.add_(0.05 * torch.randn(value.shape, generator=generator))
         if name.endswith(".bias_3") and name.startswith("grid"):
             value[:, 1] -= 3  # log2 of scales: zeros are cheap, as with trained networks
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(4)
-        analysis = Analysis(CONFIG.analysis)
-    tensors = BaseNetworks.rounded(CONFIG, parameters, fresh_gains(CONFIG)).tensors()
-    tensors |= {f"analysis.{name}": value.half() for name, value in analysis.state_dict().items()}
     path = tmp_path_factory.mktemp("overfit") / "tiny-overfit.safetensors"
-    save_checkpoint(path, model="overfit", config=asdict(CONFIG), tensors=tensors, constants_crc=constants_crc())
+    write_tiny_overfit(path, BaseNetworks.rounded(CONFIG, parameters, fresh_gains(CONFIG)))
     return path
 
 
@@ -132,20 +121,9 @@ def installed_overfit(tmp_path, monkeypatch, overfit_checkpoint):
 
 
 @pytest.fixture
-def run(installed_overfit):
+def run(installed_overfit, command):
     """Return run(*arguments, code=0): the result of a command in this process, with the tiny overfit installed."""
-    from codec.cli import main
-
-    threads = torch.get_num_threads()
-
-    def invoke(*arguments, code=0):
-        result = CliRunner().invoke(main, [str(argument) for argument in arguments])
-        assert result.exception is None or isinstance(result.exception, SystemExit), result.exc_info
-        assert result.exit_code == code, result.output
-        return result
-
-    yield invoke
-    torch.set_num_threads(threads)
+    return command
 
 
 @pytest.fixture

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
+from command import call
 from PIL import Image
-
-from codec.cli import main
 
 RECIPE = """crop = 64
 batch_size = 2
@@ -97,11 +96,4 @@ def state(tmp_path_factory, data) -> Path:
 def train():
     """Return train(*arguments, code=0): the result of ``codec train`` on the CPU, its exit code checked."""
     pytest.importorskip("lightning", reason="training needs the train extra")
-
-    def invoke(*arguments, code=0):
-        result = CliRunner().invoke(main, ["train", *map(str, arguments), "--device", "cpu"])
-        assert result.exception is None or isinstance(result.exception, SystemExit), result.exc_info
-        assert result.exit_code == code, result.output
-        return result
-
-    return invoke
+    return partial(call, "train", "--device", "cpu")
