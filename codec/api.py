@@ -107,7 +107,7 @@ class Codec:
     ) -> bytes:  # fmt: skip
         """Return the file of a picture that ``images.load`` gave; see ``encode``. Raises UsageError or TargetError.
 
-        With ``keep_interrupted`` a KeyboardInterrupt ends the long descent of ``overfit`` and its file is returned;
+        With ``keep_interrupted`` a KeyboardInterrupt ends the descents of ``overfit`` and a file is returned;
         ``fit.interrupted`` says so.
         """
         self.check_effort(effort)

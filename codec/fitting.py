@@ -10,7 +10,8 @@ from __future__ import annotations
 import math
 import warnings
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from time import monotonic
@@ -53,8 +54,8 @@ class PictureFit:
     """The descent for one picture: as many as it takes to meet a target.
 
     ``progress`` is called with the share done; ``state`` is then an estimate of where the descent stands. ``resume`` names a
-    file that keeps the long descent, and from which it goes on. With ``keep_interrupted`` a KeyboardInterrupt ends the long
-    descent instead of all, and ``interrupted`` says so.
+    file that keeps the long descent, and from which it goes on. With ``keep_interrupted`` a KeyboardInterrupt ends the descents
+    instead of all, and ``interrupted`` says so.
     """
 
     model: OverfitModel
@@ -75,6 +76,7 @@ class PictureFit:
         self._size = h, w
         windows = len(windows_of(padded(h), padded(w)))
         self.iterations = math.ceil(ITERATIONS[self.effort] * max(1, windows / WINDOWS))
+        self._trial: tuple[Fit, int] | None = None
         self._done, self._total = 0, 1
         self._reported = 0.0
 
@@ -84,9 +86,9 @@ class PictureFit:
         self._total = self.iterations + trial * (2 + TRIALS * asked) + polish * asked
         with torch.random.fork_rng(devices=[self.model.device] if self.model.device.type == "cuda" else []):
             torch.manual_seed(0)
-            level, finest = self._stored() or self._start(trial)
-            fit = self.model.fit(self._x, level, finest)
-            self._descend(fit, level, polish * asked)
+            fit, level = self._begin(trial)
+            if not self.interrupted:
+                self._descend(fit, level, polish * asked)
             found, file = self._search(fit, level)
             if abs(found - level) >= POLISHED and not self.interrupted:
                 file = self._polish(fit, level, found, polish) or file
@@ -95,6 +97,24 @@ class PictureFit:
 
     def _share(self, share: float) -> int:
         return max(1, round(self.iterations * share))
+
+    @contextmanager
+    def _interruptible(self, fit: Fit | None) -> Iterator[None]:
+        """Let an interrupt end what is done in here, if it is to be kept and there is something."""
+        try:
+            yield
+        except KeyboardInterrupt:
+            if not self.keep_interrupted or (fit is None and self._trial is None):
+                raise
+            self.interrupted = True
+
+    def _begin(self, trial: int) -> tuple[Fit, int]:
+        """Return the long descent at its start, and its level; interrupted before that, the last of the short ones."""
+        with self._interruptible(None):
+            level, finest = self._stored() or self._start(trial)
+            return self.model.fit(self._x, level, finest), level
+        assert self._trial is not None
+        return self._trial
 
     def _descend(self, fit: Fit, level: int, rest: int) -> None:
         """Run the long descent, with so many iterations behind it; an interrupt ends it, and what it has is kept."""
@@ -112,13 +132,10 @@ class PictureFit:
                 saved = monotonic()
 
         try:
-            fit.run(self.iterations, report)
-        except KeyboardInterrupt:
-            if not self.keep_interrupted:
-                self._save(fit, facts)
-                raise
-            self.interrupted = True
-        self._save(fit, facts)
+            with self._interruptible(fit):
+                fit.run(self.iterations, report)
+        finally:
+            self._save(fit, facts)
 
     def _save(self, fit: Fit, facts: dict[str, str]) -> None:
         """Keep the descent, if it is to be; a disk that has become full is no reason to lose it."""
@@ -164,13 +181,19 @@ class PictureFit:
             level = self._try_levels(level, trial)
         return level, self._finest(level, trial)
 
+    def _short(self, level: int, finest: int) -> Fit:
+        """Return a short descent at its start; it is what an interrupt leaves."""
+        fit = self.model.fit(self._x, level, finest)
+        self._trial = fit, level
+        return fit
+
     def _finest(self, level: int, iterations: int) -> int:
         """Return whether the finest grid pays, by short descents with and without: 0 or 1."""
         if level < FULL_RESOLUTION * 256:
             return 1
         costs = []
         for finest in (0, 1):
-            fit = self.model.fit(self._x, level, finest)
+            fit = self._short(level, finest)
             fit.descend(iterations, self._report)
             costs.append(fit.measure().cost(fit.lmbda))
         return costs.index(min(costs))
@@ -178,7 +201,7 @@ class PictureFit:
     def _try_levels(self, level: int, iterations: int) -> int:
         """Return the level that a short descent meets the target at, or an end of the range. Raises TargetError if far off."""
         for _ in range(TRIALS):
-            fit = self.model.fit(self._x, level, 0 if level >= FULL_RESOLUTION * 256 else 1)
+            fit = self._short(level, 0 if level >= FULL_RESOLUTION * 256 else 1)
             fit.run(iterations, self._report)
             before = level
             try:
@@ -215,12 +238,8 @@ class PictureFit:
         An interrupt ends that, and what it has is kept.
         """
         self.model.move(fit, level, found)
-        try:
+        with self._interruptible(fit):
             fit.extend(iterations, self._report)
-        except KeyboardInterrupt:
-            if not self.keep_interrupted:
-                raise
-            self.interrupted = True
         try:
             return self._search(fit, found)[1]
         except TargetError:

@@ -73,6 +73,17 @@ def test_an_interrupt_of_a_search_ends_the_encoding(fitted_codec, small, interru
         fitted_codec.encode(small, size=400)
 
 
+@pytest.mark.parametrize("target", [Target(size=600), Target(quality=90)])
+def test_an_interrupt_of_a_search_leaves_a_file_where_it_is_to_be_kept(fitted_codec, small, interrupt_at, monkeypatch, target):
+    """The short descent is taken for the long one, and meets the target."""
+    monkeypatch.setattr("codec.fitting.FULL_RESOLUTION", 1.5)
+    interrupt_at(1)
+    data = kept(fitted_codec, small, target)
+    assert fitted_codec.fit.interrupted
+    assert target.size is None or len(data) <= target.size
+    assert fitted_codec.decode(data).size == (60, 50)
+
+
 def test_an_interrupt_of_the_last_iterations_leaves_a_file(fitted_codec, small, interrupt_at, monkeypatch):
     monkeypatch.setattr("codec.fitting.PictureFit._try_levels", lambda self, level, iterations: 500)
     interrupt_at(LONG + 1)
