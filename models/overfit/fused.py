@@ -102,6 +102,46 @@ class _Cells:
         return out[:, : self._size[0], : self._size[1]]
 
 
+class _LaplaceBits:
+    """Bits (P,) of symbols under Laplace distributions of ``out`` (2, P), location and log2 of scale before the gain."""
+
+    def __init__(self, symbols: Tensor, out: Tensor, log2_gain: float, weight: Tensor | None) -> None:
+        self._out, self._log2_gain, self._weight = out, log2_gain, weight
+        self._distance = symbols - out[0] * 2.0**log2_gain
+        self._log2_scale = out[1] + log2_gain
+        self._inverse = torch.exp2(-self._log2_scale.clamp(*LOG2_SCALE))
+        self._half = self._inverse * 0.5
+        self._far = self._distance.abs().mul_(self._inverse)
+        # Between the edges of a symbol: (A − S) / 2 outside of the location's cell, 1 − (A + S) / 2 inside
+        s = (self._far + self._half).neg_().exp_()
+        a = self._far - self._half
+        inside = a < 0
+        a = a.abs_().neg_().exp_()
+        self._difference, self._mean = (a - s).mul_(0.5), s.add_(a).mul_(0.5)
+        self._p = torch.where(inside, 1 - self._mean, self._difference).mul_(KEEP).add_(FLOOR)
+
+    def total(self) -> Tensor:
+        """Return the bits of all, weighted."""
+        bits = self._p.log2().neg_()
+        if self._weight is not None:
+            bits.mul_(self._weight)
+        return bits.sum()
+
+    def gradients(self) -> tuple[Tensor, Tensor]:
+        """Return those of the symbols (P,) and of ``out`` (2, P); what they were computed from is spent then."""
+        slope = self._p.reciprocal_().mul_(-KEEP / math.log(2))
+        if self._weight is not None:
+            slope.mul_(self._weight)
+        d_out = torch.empty_like(self._out)
+        d_symbols = (slope * self._difference).neg_().mul_(self._inverse).mul_(self._distance.sign_())
+        torch.mul(d_symbols, -(2.0**self._log2_gain), out=d_out[0])
+        curve = self._difference.mul_(self._far).sub_(self._mean.mul_(self._half)).mul_(math.log(2))
+        torch.mul(slope, curve, out=d_out[1])
+        low, high = LOG2_SCALE
+        d_out[1].masked_fill_((self._log2_scale <= low).logical_or_(self._log2_scale >= high), 0)
+        return d_symbols, d_out
+
+
 class GridBits(torch.autograd.Function):
     """Bits of the symbols of a grid (B, h, w), added up, each position weighted by ``weight`` (B, h, w) or None: all the same.
 
@@ -125,12 +165,12 @@ class GridBits(torch.autograd.Function):
         x = _blocked(seen)
         n, h, w = x.shape
         layout = _Layout(n, h, w, cells=coarse is not None)
-        width, count, log2_gain = len(net.context), n * h * w, float(gain)
+        width, count, own = len(net.context), n * h * w, rated is seen
 
         ring = F.pad(x, (2, 2, 2, 0))
         taps = x.new_empty((len(TAPS), *layout.shape))
-        for tap, (dy, dx) in zip(taps, TAPS, strict=True):
-            tap.copy_(layout.apart(ring[:, 2 + dy : 2 + dy + h, 2 + dx : 2 + dx + w]))
+        for tap, view in zip(taps, _shifted(layout, ring, h, w), strict=True):
+            tap.copy_(view)
         inputs = taps.reshape(len(TAPS), count)
         a1 = torch.mm(net.context, inputs)
         if coarse is not None:
@@ -144,44 +184,21 @@ class GridBits(torch.autograd.Function):
         if weight is None and count != seen.numel():
             weight = torch.ones_like(seen)
         weights_apart = None if weight is None else layout.apart(_blocked(weight)).reshape(count)
-
-        scale = 2.0**log2_gain
-        distance = layout.apart(x if rated is seen else _blocked(rated)).reshape(count) - out[0] * scale
-        log2_scale = out[1] + log2_gain
-        inverse = torch.exp2(-log2_scale.clamp(*LOG2_SCALE))
-        half = inverse * 0.5
-        far = distance.abs().mul_(inverse)
-        # Between the edges of a symbol: (A − S) / 2 outside of the location's cell, 1 − (A + S) / 2 inside
-        s = (far + half).neg_().exp_()
-        a = far - half
-        inside = a < 0
-        a = a.abs_().neg_().exp_()
-        difference, mean = (a - s).mul_(0.5), s.add_(a).mul_(0.5)
-        p = torch.where(inside, 1 - mean, difference).mul_(KEEP).add_(FLOOR)
-        bits = p.log2().neg_()
-        if weights_apart is not None:
-            bits.mul_(weights_apart)
-        total = bits.sum()
+        symbols = layout.apart(x if own else _blocked(rated)).reshape(count)
+        laplace = _LaplaceBits(symbols, out, float(gain), weights_apart)
+        total = laplace.total()
         if not any(ctx.needs_input_grad):
             return total
 
-        slope = p.reciprocal_().mul_(-KEEP / math.log(2))
-        if weights_apart is not None:
-            slope.mul_(weights_apart)
-        d_out = torch.empty_like(out)
-        d_rated = (slope * difference).neg_().mul_(inverse).mul_(distance.sign_())
-        torch.mul(d_rated, -scale, out=d_out[0])
-        torch.mul(slope, difference.mul_(far).sub_(mean.mul_(half)).mul_(math.log(2)), out=d_out[1])
-        d_out[1].masked_fill_((log2_scale <= LOG2_SCALE[0]).logical_or_(log2_scale >= LOG2_SCALE[1]), 0)
+        d_rated, d_out = laplace.gradients()
         d_gain = math.log(2) * (d_out[0] * out[0]).sum() + d_out[1].sum() if ctx.needs_input_grad[4] else None
         da2 = _relu_gradient(torch.mm(net.out.T, d_out), a2)
         da1 = _relu_gradient(torch.mm(net.hidden.T, da2), a1)
         d_ring = torch.zeros_like(ring)
-        for tap, (dy, dx) in zip(torch.mm(net.context.T, da1).reshape(taps.shape), TAPS, strict=True):
-            view = layout.apart(d_ring[:, 2 + dy : 2 + dy + h, 2 + dx : 2 + dx + w])
+        d_taps = torch.mm(net.context.T, da1).reshape(taps.shape)
+        for view, tap in zip(_shifted(layout, d_ring, h, w), d_taps, strict=True):
             view += tap
-        d_plane, own = d_ring[:, 2:, 2:-2], rated is seen
-        d_rated = layout.together(d_rated)
+        d_plane, d_rated = d_ring[:, 2:, 2:-2], layout.together(d_rated)
         d_seen = _unblocked(d_plane + d_rated if own else d_plane, b, h0, w0)
         d_coarse = d_coarse_weight = None
         if coarse is not None and net.coarse is not None:
@@ -197,6 +214,11 @@ class GridBits(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, scale: Tensor) -> Any:
         return tuple(None if gradient is None else gradient * scale for gradient in ctx.gradients)
+
+
+def _shifted(layout: _Layout, ring: Tensor, h: int, w: int) -> list[Tensor]:
+    """Return, for each of the causal neighbours, views of where it lies in blocks (n, h, w) with a ring around them."""
+    return [layout.apart(ring[:, 2 + dy : 2 + dy + h, 2 + dx : 2 + dx + w]) for dy, dx in TAPS]
 
 
 class Upsample(torch.autograd.Function):
