@@ -17,6 +17,8 @@ SCALE_STEP = 56  # of the logarithms of neighbouring scales, in 1/256 octave
 SCALE_LOWEST = -1088  # 2^-4.25: the probability of a symbol other than 0 is below 2^-13 there
 FRACTION_BITS = 4  # of a location
 FRACTIONS = 1 << FRACTION_BITS
+SPIKE_BITS = 5
+SPIKES = 1 << SPIKE_BITS  # shares of zeros that a row of its own may have more
 LOG2_E = 94548  # log2(e) in 2^-16
 
 IntArray = NDArray[np.int64]
@@ -48,3 +50,14 @@ def laplace_master() -> MasterTable:
         row[:] = np.where(edges < 0, tail, 2 * half - tail)
     rows += k + SYMBOL_MAX
     return MasterTable(-SYMBOL_MAX, rows.reshape(SCALES * FRACTIONS, -1))
+
+
+@lru_cache(maxsize=64)
+def spiked_master(scale: int, spike: int) -> MasterTable:
+    """Return one master row: that of a scale at location 0, ``spike`` of 32 parts of it more zeros (FORMAT.md section 5.4)."""
+    k = np.arange(-SYMBOL_MAX, SYMBOL_MAX + 2)
+    total = 1 << MASTER_BITS
+    below = laplace_master().cumulative[scale * FRACTIONS] - (k + SYMBOL_MAX)
+    keep = SPIKES - spike
+    row = np.where(k <= 0, below * keep >> SPIKE_BITS, total - ((total - below) * keep >> SPIKE_BITS))
+    return MasterTable(-SYMBOL_MAX, (row + k + SYMBOL_MAX)[None])

@@ -150,6 +150,7 @@ def overfit_files() -> None:
         for number, name in enumerate(FEW_SIZES):
             for quality in FEW_QUALITIES:
                 write(coder, f"v1-overfit-{name}-q{quality}", scene(*SIZES[name], number), quality)
+        write(coder, "v1-overfit-spiked-63x64", scene(64, 63, 14), 50)  # networks with more zeros than Laplace distributions
         write(coder, "v1-overfit-alpha-65x129", with_alpha(scene(129, 65, 12)), 50)
         write(coder, "v1-overfit-gray-260x200", scene(200, 260, 9)[:, :, 0], 100)  # several segments
 

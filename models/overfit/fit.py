@@ -24,7 +24,7 @@ from models.overfit.configs import GRIDS, OverfitConfig
 from models.overfit.networks import Parameters, grid_bits, inputs_of, joined, synthesis, upsampled
 from models.overfit.soft import soft_rounding, ste
 from models.overfit.state import State, read_state, write_state
-from models.overfit.weights import ABSENT, STEPS, UNITS, Differences, best_scale
+from models.overfit.weights import ABSENT, STEPS, UNITS, Differences, best_shape
 from models.overfit.windows import HALO, Halo, Window, windows_of
 
 FINE_GRIDS = 3  # that are cut to the window: its blocks of 64 positions are whole. Coarser grids are small enough
@@ -289,7 +289,7 @@ class Fit:
 
     def _bits_of_networks(self, steps: tuple[int, ...]) -> float:
         differences = Differences.quantised(self.config, self.finest, self.offsets(), steps)
-        return sum(best_scale(part)[1] for part in differences.symbols)
+        return sum(best_shape(part)[1] for part in differences.symbols)
 
     @torch.no_grad()
     def _measure(self, flat: Tensor, bits_of_networks: float) -> State:

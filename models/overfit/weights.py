@@ -6,7 +6,9 @@ what a decoder computes with, in floating point for synthesis and in integers fo
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,7 +17,7 @@ from torch import Tensor
 
 from bitstream.coder import SymbolCoder
 from bitstream.errors import CheckpointError, FormatError
-from bitstream.laplace import FRACTIONS, SCALES, laplace_master
+from bitstream.laplace import FRACTIONS, SCALES, SPIKES, laplace_master, spiked_master
 from bitstream.segments import TableRows
 from bitstream.tables import MASTER_BITS, PRECISION, SYMBOL_MAX, MasterTable
 from models.overfit.configs import GRIDS, OverfitConfig, levelled
@@ -25,8 +27,10 @@ UNITS = 16  # a parameter is in 2^-16
 LIMIT = 2**23  # of a parameter: ±128
 GAIN_LIMIT = 16 * 256  # of gains in 1/256 octave
 STEPS = tuple(range(4, 16))  # logarithms of steps, in 2^-16: 2^-12 … 2^-1
-STREAM_BITS = 48.0  # of a stream beside its symbols: range, length, the coder's end; and of its fields
+STREAM_BITS = 55.0  # of a stream beside its symbols: range, length, the coder's end; and of its fields
 ABSENT = 0  # a group's step field if all its differences are zero
+ABSENT_BITS = 14.0  # of its fields
+SPIKED = 64  # is added to the scale of a group whose zeros are more than those of a Laplace distribution
 _FIELDS = MasterTable(0, np.arange(128 + 1, dtype=np.int64)[None] << 20)  # of the first stream: all values are as likely
 
 IntArray = NDArray[np.int64]
@@ -127,42 +131,59 @@ def _group(names: list[str], offsets: Parameters, step: int) -> NDArray[np.int16
     return (flat.double() * 2.0 ** (UNITS - step)).round().clamp(-SYMBOL_MAX, SYMBOL_MAX).numpy().astype(np.int16)
 
 
-def best_scale(symbols: NDArray[np.int16]) -> tuple[int, float]:
-    """Return the index of the scale that codes a group's symbols in the fewest bits, and the bits of stream and fields."""
+class Shape(NamedTuple):
+    """The distribution of a group's symbols: index of a Laplace scale, and the share of zeros that it has more, in 1/32."""
+
+    scale: int
+    spike: int
+
+
+def best_shape(symbols: NDArray[np.int16]) -> tuple[Shape, float]:
+    """Return the shape that codes a group's symbols in the fewest bits, and the bits of stream and fields."""
     if not symbols.any():
-        return 0, 7.0
+        return Shape(0, 0), ABSENT_BITS
     values, counts = np.unique(symbols, return_counts=True)
     cumulative = laplace_master().cumulative[::FRACTIONS]
     mass = (cumulative[:, values + SYMBOL_MAX + 1] - cumulative[:, values + SYMBOL_MAX]) / 2.0**MASTER_BITS
-    bits = -(np.log2(mass + 2.0**-PRECISION) * counts).sum(axis=1)
-    best = int(bits.argmin())
-    return best, float(bits[best]) + STREAM_BITS
+    spikes = np.arange(SPIKES)[:, None, None] / SPIKES
+    bits = -np.log2(mass * (1 - spikes) + (values == 0) * spikes + 2.0**-PRECISION) @ counts
+    spike, scale = np.unravel_index(bits.argmin(), bits.shape)
+    return Shape(int(scale), int(spike)), float(bits[spike, scale]) + STREAM_BITS
+
+
+def _field_rows(count: int) -> TableRows:
+    return TableRows(_FIELDS, np.zeros(count, np.uint8))
 
 
 def code_differences(coder: SymbolCoder, config: OverfitConfig, differences: Differences | None) -> Differences:
-    """Code the chunk NETWORKS: a stream of fields, then one for each group that is not absent. Raises FormatError."""
+    """Code the chunk NETWORKS: streams of fields, then one for each group that is not absent. Raises FormatError."""
     groups = config.groups()
-    shapes = config.shapes()
-    sizes = [sum(int(np.prod(shapes[name])) for name in names) for names in groups]
-    fields = None
+    sizes = [sum(math.prod(config.shapes()[name]) for name in names) for names in groups]
+    fields, spikes = None, None
     if differences is not None:
-        scales = [best_scale(part)[0] for part in differences.symbols]
+        shapes = [best_shape(part)[0] for part in differences.symbols]
+        scales = [scale + SPIKED * (spike > 0) for scale, spike in shapes]
         fields = np.array([differences.finest, *differences.steps, *scales], np.int16)
-    fields = coder.code_source(fields, TableRows(_FIELDS, np.zeros(1 + 2 * len(groups), np.uint8)))
+        spikes = np.array([spike for _, spike in shapes if spike], np.int16)
+    fields = coder.code_source(fields, _field_rows(1 + 2 * len(groups)))
     finest, steps, scales = int(fields[0]), fields[1 : 1 + len(groups)].tolist(), fields[1 + len(groups) :].tolist()
-    if (
-        not 0 <= finest <= GRIDS
-        or not all(s == ABSENT or s in STEPS for s in steps)
-        or not all(0 <= s < SCALES for s in scales)
+    spiked = sum(scale >= SPIKED for scale in scales)
+    found = coder.code_source(spikes, _field_rows(spiked)).tolist() if spiked else []
+    if not (
+        0 <= finest <= GRIDS
+        and all(step == ABSENT or step in STEPS for step in steps)
+        and all(0 <= scale < SPIKED + SCALES for scale in scales)
+        and all(0 < spike < SPIKES for spike in found)
     ):
-        raise FormatError(f"fields of the networks are {fields.tolist()}, which cannot be: the file is damaged")
+        raise FormatError(f"fields of the networks are {[*fields.tolist(), *found]}, which cannot be: the file is damaged")
     symbols = []
     for number, (step, scale, size) in enumerate(zip(steps, scales, sizes, strict=True)):
+        spike = found.pop(0) if scale >= SPIKED else 0
         if step == ABSENT:
             symbols.append(np.zeros(size, np.int16))
             continue
-        rows = np.full(size, scale * FRACTIONS, np.uint16)
         given = None if differences is None else differences.symbols[number]
-        symbols.append(coder.code_source(given, TableRows(laplace_master(), rows)))
+        rows = TableRows(spiked_master(scale % SPIKED, spike), np.zeros(size, np.uint8))
+        symbols.append(coder.code_source(given, rows))
     coder.end_chunk()
     return Differences(finest, tuple(steps), tuple(symbols))

@@ -20,7 +20,7 @@ from models.overfit.configs import GRIDS
 from models.overfit.networks import grid_bits, picture, with_ring
 from models.overfit.soft import kumaraswamy_noise, soft_round
 from models.overfit.state import _crc, stored_facts
-from models.overfit.weights import ABSENT, best_scale
+from models.overfit.weights import ABSENT, best_shape
 
 FACTS = {"picture": "0badcafe", "level": "300"}
 
@@ -158,7 +158,7 @@ def test_networks_become_what_a_file_holds_while_the_rest_descends(tiny, pixels,
     base = {name: (value * 2**16).round().long() for name, value in fit._base.items()}
     for name, value in differences.added(tiny.config, base).items():
         assert torch.equal(value.double() / 2**16, fit.networks[name].double())
-    bits = sum(best_scale(part)[1] for part in differences.symbols)
+    bits = sum(best_shape(part)[1] for part in differences.symbols)
     assert fit.measure().networks_bpp == pytest.approx(bits / 64**2)
 
 

@@ -11,7 +11,7 @@ from tiny_overfit import CONFIG, stirred_gains, stirred_parameters, tiny_network
 
 from bitstream.coder import StreamReader, StreamWriter
 from bitstream.errors import CheckpointError, FormatError
-from bitstream.laplace import FRACTIONS, laplace_master
+from bitstream.laplace import FRACTIONS, SCALES, SPIKES, laplace_master, spiked_master
 from bitstream.segments import TableRows
 from bitstream.tables import SYMBOL_MAX
 from models.overfit.configs import GRIDS, levelled
@@ -23,7 +23,7 @@ from models.overfit.weights import (
     STEPS,
     BaseNetworks,
     Differences,
-    best_scale,
+    best_shape,
     code_differences,
     interpolate,
 )
@@ -190,7 +190,7 @@ def test_nothing_but_fields_takes_few_bytes(engine):
 FIELDS = [1, *[9] * len(GROUPS), *[20] * len(GROUPS)]
 
 
-@pytest.mark.parametrize(("place", "value"), [(0, 8), (0, 127), (1, 1), (5, 3), (13, 16), (13, 127), (14, 64), (26, 127)])
+@pytest.mark.parametrize(("place", "value"), [(0, 8), (0, 127), (1, 1), (5, 3), (13, 16), (13, 127)])
 def test_refuses_fields_that_cannot_be(engine, place, value):
     fields = np.array(FIELDS, np.int16)
     fields[place] = value
@@ -208,19 +208,46 @@ def test_refuses_streams_that_are_missing_or_too_many(engine):
             code_differences(StreamReader(engine, [data]), CONFIG, None)
 
 
-def test_the_best_scale_is_the_one_of_the_fewest_bits():
-    symbols = np.random.default_rng(0).laplace(0, 5, 400).round().astype(np.int16)
-    best, bits = best_scale(symbols)
-    tables = laplace_master().rows(-SYMBOL_MAX, SYMBOL_MAX)[::FRACTIONS].astype(np.int64)
-    tables[:, -1] = 65536
-    costs = -np.log2(np.diff(tables)[:, symbols + SYMBOL_MAX] / 65536).sum(1)
-    assert abs(best - int(np.argmin(costs))) <= 1
-    assert bits == pytest.approx(min(costs) + 48, rel=0.02)
-    assert 2 ** ((best * 56 - 1088) / 256) == pytest.approx(5, rel=0.2)
+@pytest.mark.parametrize("spike", [0, SPIKES, 127])
+@pytest.mark.parametrize("place", [14, 20, 26])
+def test_refuses_spikes_that_cannot_be(engine, place, spike):
+    fields = np.array(FIELDS, np.int16)
+    fields[place] += 64
+    writer = StreamWriter(engine)
+    writer.code_source(fields, TableRows(_FIELDS, np.zeros(len(fields), np.uint8)))
+    writer.code_source(np.array([spike], np.int16), TableRows(_FIELDS, np.zeros(1, np.uint8)))
+    writer.end_chunk()
+    with pytest.raises(FormatError, match=f"fields of the networks are .*, {spike}., which cannot be: the file is damaged"):
+        code_differences(StreamReader(engine, writer.payloads), CONFIG, None)
+
+
+def costs_of(symbols: np.ndarray, spike: int) -> np.ndarray:
+    """Return the bits (64,) of symbols by the rows that they are coded with, of each scale."""
+    low, high = int(symbols.min()), int(symbols.max())
+    rows = np.concatenate([spiked_master(scale, spike).rows(low, high) for scale in range(SCALES)]).astype(np.int64)
+    rows[:, -1] = 65536
+    return -np.log2(np.diff(rows)[:, symbols - low] / 65536).sum(1)
+
+
+@pytest.mark.parametrize("zeros", [0, 200, 4000])
+def test_the_best_shape_is_the_one_of_the_fewest_bits(zeros):
+    drawn = np.random.default_rng(0).laplace(0, 5, 400).round().astype(np.int16)
+    symbols = np.append(drawn, np.zeros(zeros, np.int16))
+    best, bits = best_shape(symbols)
+    costs = np.array([costs_of(symbols, spike) for spike in range(SPIKES)])
+    assert costs[best.spike, best.scale] < 1.005 * costs.min()
+    assert bits == pytest.approx(costs.min() + 55, rel=0.02)
+    assert 2 ** ((best.scale * 56 - 1088) / 256) == pytest.approx(5, rel=0.2)
+    assert best.spike / 32 == pytest.approx(zeros / (zeros + 400), abs=0.06)
+
+
+def test_a_row_without_a_spike_is_that_of_the_scale():
+    for scale in (0, 7, 63):
+        assert (spiked_master(scale, 0).cumulative[0] == laplace_master().cumulative[scale * FRACTIONS]).all()
 
 
 def test_bits_of_a_stream_are_estimated_to_a_few_percent(engine):
     wanted = offsets(deviation=1.0)
     differences = Differences.quantised(CONFIG, 0, wanted, (10,) * len(GROUPS))
-    estimate = sum(best_scale(part)[1] for part in differences.symbols)
+    estimate = sum(best_shape(part)[1] for part in differences.symbols)
     assert 8 * len(written(engine, differences)[0]) == pytest.approx(estimate, rel=0.05)
