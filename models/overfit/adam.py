@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -13,7 +15,7 @@ class Adam:
         self.value, self.mean, self.square = value, torch.zeros_like(value), torch.zeros_like(value)
 
     @torch.no_grad()
-    def step(self, gradient: Tensor, rate: float, count: int, part: tuple[slice, ...] = (...,)) -> None:  # type: ignore[assignment]
+    def step(self, gradient: Tensor, rate: float, count: int, part: Any = ...) -> None:
         """Move a part of the value for the count-th time."""
         value, mean, square = self.value[part], self.mean[part], self.square[part]
         mean.mul_(0.9).add_(gradient, alpha=0.1)

@@ -3,8 +3,8 @@
 First with soft rounding that grows harder and noise that gets less; then, for a short time and in small steps, with plain
 rounding whose gradient passes straight through. The networks are quantised on the way, one parameter after another.
 
-Each iteration sees a window of 256×256 pixels of the picture, and all of the coarse grids; windows take turns.
-Only the values of the window's own latents move, but what is around them is seen: there are no seams.
+Each iteration sees a window of 256×256 pixels of the picture; windows take turns. Only the values of the window's own latents
+move, but what is around them is seen: there are no seams.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from bitstream.errors import UsageError
 from models.bf16 import fast_bf16
 from models.overfit.adam import Adam
 from models.overfit.configs import GRIDS, OverfitConfig
-from models.overfit.networks import Parameters, grid_bits, inputs_of, joined, synthesis, upsampled
+from models.overfit.networks import Parameters, grid_bits, inputs_of, synthesis, upsampled
 from models.overfit.soft import soft_rounding, ste
 from models.overfit.state import State, read_state, write_state
 from models.overfit.weights import ABSENT, STEPS, UNITS, Differences, best_shape
-from models.overfit.windows import HALO, Halo, Window, windows_of
+from models.overfit.windows import Area, windows_of
 
-FINE_GRIDS = 3  # that are cut to the window: its blocks of 64 positions are whole. Coarser grids are small enough
+HALO = 2  # positions around a window that synthesis sees: of grid 1, and so of the coarser ones; twice as many of the finest
 LR_LATENTS, LR_NETWORKS = 8e-2, 2e-3
 SHRINK = 0.2  # of a step of the networks: towards the base, so that what only the noise of windows moves stays there
 FREEZING = 0.75, 0.98  # of the iterations: between these, one parameter of the networks after another is quantised
@@ -177,18 +177,18 @@ class Fit:
             quantise, rate = ste, min(HARD_RATE * LR_LATENTS, 2 * DRIFT * len(self.windows) / hard) * (of - done) / hard
         bits, error = self._step(window, quantise, rate, LR_NETWORKS * (NETWORKS_END + (1 - NETWORKS_END) * fall))
         self.iteration += 1
-        report(self.iteration, bits / window.area, -10 * math.log10(max(error, 1e-12)))
+        report(self.iteration, bits / window.size, -10 * math.log10(max(error, 1e-12)))
 
     def _step(
-        self, window: Window, quantise: Callable[[Tensor], Tensor], latents_rate: float, networks_rate: float
+        self, window: Area, quantise: Callable[[Tensor], Tensor], latents_rate: float, networks_rate: float
     ) -> tuple[float, float]:
         """Descend once in a window, at these learning rates; return its bits and mean squared error."""
         flat = self._networks.value.clone().requires_grad_()
-        halo, leaves = self._cut(window)
+        leaves = self._cut(window)
         for grid in range(self.finest, GRIDS):
             leaves[grid].requires_grad_()
         hat = [quantise(leaf) if grid >= self.finest else leaf for grid, leaf in enumerate(leaves)]
-        bits, squares = self._evaluate(self._named(flat), window, halo, hat)
+        bits, squares = self._evaluate(self._named(flat), window, hat)
         share = self.pixels / len(self.windows)  # of the picture: all windows together weigh as the networks' bits do
         loss = bits / share + self.lmbda * 255**2 * squares / (3 * share) + self._network_rate(flat) / self.pixels
         (loss / math.sqrt(self.lmbda)).backward()
@@ -200,10 +200,9 @@ class Fit:
         for grid in range(self.finest, GRIDS):
             gradient = leaves[grid].grad
             assert gradient is not None
-            own = window.at(grid)
-            gradient = halo.inner(gradient[0]) if grid < FINE_GRIDS else gradient[0][own]
-            self._latents[grid].step(gradient, latents_rate, visits, own)
-        return float(bits.detach()), float(squares.detach()) / (3 * window.area)
+            own = window.coarser(grid)
+            self._latents[grid].step(gradient[0][own.inside(self._seen(window, grid))], latents_rate, visits, own.whole)
+        return float(bits.detach()), float(squares.detach()) / (3 * window.size)
 
     def _network_rate(self, flat: Tensor) -> Tensor:
         """Return about the bits of the differences: of each group those of a Laplace distribution of its mean magnitude."""
@@ -214,72 +213,55 @@ class Fit:
                 bits = bits + len(offset) * torch.log2(1 + offset.mean() * (math.e / step))
         return bits
 
-    def _cut(self, window: Window) -> tuple[Halo, list[Tensor]]:
-        h, w = (2 * side for side in self._cells.shape[-2:])
-        halo = Halo(window.top > 0, window.bottom < h, window.left > 0, window.right < w)
-        leaves = []
-        for grid, value in enumerate(self.latents):
-            part = value[halo.around(*window.at(grid))] if grid < FINE_GRIDS else value
-            leaves.append(part.detach().clone()[None])
-        return halo, leaves
+    def _seen(self, window: Area, grid: int) -> Area:
+        """Return what of a grid a window sees: the blocks it touches, for their bits, and what synthesis sees around it."""
+        size = self.latents[grid].shape
+        return window.coarser(grid).whole_blocks(*size).widened(HALO if grid > 0 else 2 * HALO, *size)
 
-    def _evaluate(self, parameters: Parameters, window: Window, halo: Halo, hat: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """Return bits and squared error of a window, of its latents with their halo."""
+    def _cut(self, window: Area) -> list[Tensor]:
+        """Return what of the grids a window sees."""
+        return [value[self._seen(window, grid).whole].detach().clone()[None] for grid, value in enumerate(self.latents)]
+
+    def _evaluate(self, parameters: Parameters, window: Area, hat: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Return bits and squared error of a window, of what it sees of the grids."""
         bits = torch.zeros(())
         for grid in range(self.finest, GRIDS):
-            coarse, weight = None, None
-            if grid < FINE_GRIDS:
-                seen = halo.inner(hat[grid][0])[None]
-                coarse = self._ringed(window, halo, hat, grid + 1)
-            else:
-                seen, weight = hat[grid], self._weight(window, grid)
-                coarse = F.pad(hat[grid + 1], (1, 1, 1, 1)) if grid < GRIDS - 1 else None
-            bits = bits + grid_bits(parameters, self.gains, grid, seen, seen, coarse, weight)
-        planes = joined(parameters, self.gains, hat, FINE_GRIDS)
-        planes = planes[..., slice(*halo.span(window.at(FINE_GRIDS)[0], 0)), slice(*halo.span(window.at(FINE_GRIDS)[1], 2))]
-        inverse = (-self.gains).exp2()
-        for grid in range(FINE_GRIDS - 1, 0, -1):
-            planes = halo.inner(upsampled(parameters, planes, grid + 1)[0])[None]
-            planes = torch.cat([hat[grid][:, None] * inverse[grid], planes], dim=1)
-        cells = halo.inner(
-            synthesis(
-                parameters,
-                inputs_of(planes, self._finest(window, halo, hat), self.gains),
-                fast=self._fast and torch.is_grad_enabled(),
-            )[0]
-        )
-        rows, columns = window.at(1)
-        difference = cells - self._cells[0, :, rows, columns]
+            own = window.coarser(grid)
+            blocks = own.whole_blocks(*self.latents[grid].shape)
+            symbols = hat[grid][blocks.inside(self._seen(window, grid))]
+            weight = None
+            if blocks != own:
+                weight = torch.zeros_like(symbols)
+                weight[own.inside(blocks)] = 1
+            coarse = self._ringed(window, hat, grid + 1, blocks.coarser(1)) if grid < GRIDS - 1 else None
+            bits = bits + grid_bits(parameters, self.gains, grid, symbols, symbols, coarse, weight)
+        planes, area = self._planes(parameters, window, hat)
+        finest = hat[0][area.finer().inside(self._seen(window, 0))]
+        fast = self._fast and torch.is_grad_enabled()
+        cells = synthesis(parameters, inputs_of(planes, finest, self.gains), fast=fast)
+        own = window.coarser(1)
+        difference = cells[0][own.inside(area)] - self._cells[0][own.whole]
         if self._inside is not None:
-            difference = difference * self._inside[0, :, rows, columns]
+            difference = difference * self._inside[0][own.whole]
         return bits, difference.square().sum()
 
-    def _finest(self, window: Window, halo: Halo, hat: list[Tensor]) -> Tensor:
-        """Return the finest grid with twice the halo, as its cells of 2×2 need; outside of its own it does not move."""
-        rows, columns = window.at(0)
-        around = self.latents[0][slice(*halo.span(rows, 0, 2 * HALO)), slice(*halo.span(columns, 2, 2 * HALO))][None]
-        if self.finest > 0:
-            return around
-        around = around.round()
-        top, left = (HALO * int(flag) for flag in (halo.top, halo.left))
-        h, w = hat[0].shape[1:]
-        around[:, top : top + h, left : left + w] = hat[0]
-        return around
+    def _planes(self, parameters: Parameters, window: Area, hat: list[Tensor]) -> tuple[Tensor, Area]:
+        """Return the grids from the coarsest to grid 1 as planes (1, 6, h, w) of its size, and what of it they hold."""
+        planes, held = hat[0].new_zeros(1, 0, 0, 0), Area(0, 0, 0, 0)
+        for grid in range(GRIDS - 1, 0, -1):
+            area = window.coarser(grid).widened(HALO, *self.latents[grid].shape)
+            own = hat[grid][area.inside(self._seen(window, grid))][:, None] * (-self.gains[grid]).exp2()
+            if grid < GRIDS - 1:
+                up = upsampled(parameters, planes, grid + 1)[area.inside(held.finer())]
+                own = torch.cat([own, up], dim=1)
+            planes, held = own, area
+        return planes, held
 
-    def _ringed(self, window: Window, halo: Halo, hat: list[Tensor], grid: int) -> Tensor:
-        """Return a grid's window with a ring of one position, of zeros outside of the picture."""
-        rows, columns = window.at(grid)
-        plane = hat[grid]
-        starts = (0, 0) if grid >= FINE_GRIDS else (rows.start - HALO * halo.top, columns.start - HALO * halo.left)
-        plane = F.pad(plane, (1, 1, 1, 1))
-        top, left = rows.start - starts[0], columns.start - starts[1]
-        return plane[:, top : top + rows.stop - rows.start + 2, left : left + columns.stop - columns.start + 2]
-
-    def _weight(self, window: Window, grid: int) -> Tensor:
-        """Return a plane (1, h, w) of the positions of a coarse grid that count in a window."""
-        weight = torch.zeros_like(self.latents[grid])[None]
-        weight[0][window.at(grid)] = 1
-        return weight
+    def _ringed(self, window: Area, hat: list[Tensor], grid: int, area: Area) -> Tensor:
+        """Return an area of a grid with a ring of one position, of zeros outside of the picture."""
+        wide = area.widened(1, *self.latents[grid].shape)
+        missing = (area.left == wide.left, area.right == wide.right, area.top == wide.top, area.bottom == wide.bottom)
+        return F.pad(hat[grid][wide.inside(self._seen(window, grid))], [int(side) for side in missing])
 
     def measure(self) -> State:
         """Return what the rounded latents and the networks cost and give; the PSNR is that of pixels before rounding."""
@@ -295,8 +277,7 @@ class Fit:
     def _measure(self, flat: Tensor, bits_of_networks: float) -> State:
         bits = squares = 0.0
         for window in self.windows:
-            halo, leaves = self._cut(window)
-            found = self._evaluate(self._named(flat), window, halo, [leaf.round_() for leaf in leaves])
+            found = self._evaluate(self._named(flat), window, [leaf.round_() for leaf in self._cut(window)])
             bits, squares = bits + float(found[0]), squares + float(found[1])
         psnr_db = -10 * math.log10(max(squares / (3 * self.pixels), 1e-12))
         return State(bits / self.pixels, bits_of_networks / self.pixels, psnr_db)

@@ -1,56 +1,63 @@
-"""Windows of a picture that a descent sees at a time, and what lies around them."""
+"""Windows of a picture that a descent sees at a time, and what of its grids they take."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from types import EllipsisType
+from typing import NamedTuple, TypeAlias
 
-from torch import Tensor
+from models.overfit.configs import BLOCK
 
 WINDOW = 256  # pixels
-HALO = 2  # positions around a window that synthesis sees
+
+Index: TypeAlias = tuple[EllipsisType, slice, slice]
 
 
-class Window(NamedTuple):
-    """An area of the picture in pixels, sides multiples of 64."""
+class Area(NamedTuple):
+    """A rectangle of a picture or of a grid, in pixels or positions."""
 
     top: int
     bottom: int
     left: int
     right: int
 
-    def at(self, grid: int) -> tuple[slice, slice]:
-        """Return its positions in a grid."""
-        return slice(self.top >> grid, self.bottom >> grid), slice(self.left >> grid, self.right >> grid)
-
     @property
-    def area(self) -> int:
-        """Return the number of pixels."""
+    def size(self) -> int:
+        """Return the number of pixels or positions."""
         return (self.bottom - self.top) * (self.right - self.left)
 
+    @property
+    def whole(self) -> Index:
+        """Return the index of it in planes (…, h, w)."""
+        return ..., slice(self.top, self.bottom), slice(self.left, self.right)
 
-class Halo(NamedTuple):
-    """On which sides of a window there is more of the picture."""
+    def inside(self, other: Area) -> Index:
+        """Return the index of it in planes that hold another area, which contains it."""
+        return Area(self.top - other.top, self.bottom - other.top, self.left - other.left, self.right - other.left).whole
 
-    top: bool
-    bottom: bool
-    left: bool
-    right: bool
+    def coarser(self, octaves: int) -> Area:
+        """Return the positions of a grid that is coarser by so many octaves."""
+        return Area(*(side >> octaves for side in self))
 
-    def span(self, part: slice, side: int, reach: int = HALO) -> tuple[int, int]:
-        """Return start and stop of a slice, widened on its two sides: 0 of rows, 2 of columns."""
-        return part.start - reach * self[side], part.stop + reach * self[side + 1]
+    def finer(self) -> Area:
+        """Return the positions of the next finer grid."""
+        return Area(*(2 * side for side in self))
 
-    def around(self, rows: slice, columns: slice) -> tuple[slice, slice]:
-        """Return slices with the halo."""
-        return slice(*self.span(rows, 0)), slice(*self.span(columns, 2))
+    def widened(self, reach: int, height: int, width: int) -> Area:
+        """Return the area with what lies around it in a plane of this size."""
+        rows, columns = (max(self.top - reach, 0), self.bottom + reach), (max(self.left - reach, 0), self.right + reach)
+        return Area(rows[0], min(rows[1], height), columns[0], min(columns[1], width))
 
-    def inner(self, x: Tensor) -> Tensor:
-        """Cut the halo of a plane or planes (…, h, w) off."""
-        h, w = x.shape[-2:]
-        return x[..., HALO * self.top : h - HALO * self.bottom, HALO * self.left : w - HALO * self.right]
+    def whole_blocks(self, height: int, width: int) -> Area:
+        """Return the blocks of a grid of this size that the area touches."""
+        return Area(
+            self.top // BLOCK * BLOCK,
+            min(-(-self.bottom // BLOCK) * BLOCK, height),
+            self.left // BLOCK * BLOCK,
+            min(-(-self.right // BLOCK) * BLOCK, width),
+        )
 
 
-def windows_of(height: int, width: int) -> list[Window]:
+def windows_of(height: int, width: int) -> list[Area]:
     """Return the windows of a picture with sides multiples of 64, in raster order."""
     rows, columns = ([(start, min(start + WINDOW, side)) for start in range(0, side, WINDOW)] for side in (height, width))
-    return [Window(*row, *column) for row in rows for column in columns]
+    return [Area(*row, *column) for row in rows for column in columns]

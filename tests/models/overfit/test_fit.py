@@ -14,7 +14,6 @@ import torch
 
 from bitstream.errors import UsageError, WriteError
 from models.overfit import fit as fit_module
-from models.overfit import windows
 from models.overfit.adam import Adam
 from models.overfit.configs import GRIDS
 from models.overfit.networks import grid_bits, picture, with_ring
@@ -79,9 +78,7 @@ def test_windows_put_together_are_the_whole_picture(tiny, pixels, h, w, finest):
     assert state.psnr_db == pytest.approx(psnr_db, abs=1e-4)
 
 
-def test_a_small_window_changes_nothing_but_the_window(tiny, pixels, monkeypatch):
-    """Windows of 64 pixels would cut blocks: those of 256 are what the finest three grids have whole blocks in."""
-    assert windows.WINDOW >> (fit_module.FINE_GRIDS - 1) == 64
+def test_windows_may_be_small_where_a_picture_ends(tiny, pixels):
     x = pixels(300, 64)
     fit = tiny.fit(x, 200, 0)
     stir(fit)
@@ -111,7 +108,7 @@ def test_only_latents_of_the_window_move(tiny, pixels, few_steps):
         visited.add(number)
         for grid, where in enumerate(moved):
             own = torch.zeros_like(where)
-            own[fit.windows[number].at(grid)] = True
+            own[fit.windows[number].coarser(grid).whole] = True
             assert not (where & ~own).any()
             assert where[own].float().mean() > 0.9
     assert visited == set(range(4))
