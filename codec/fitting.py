@@ -76,7 +76,7 @@ class PictureFit:
         self._size = h, w
         windows = len(windows_of(padded(h), padded(w)))
         self.iterations = math.ceil(ITERATIONS[self.effort] * max(1, windows / WINDOWS))
-        self._trial: tuple[Fit, int] | None = None
+        self._found: tuple[Fit, int] | None = None  # the descent that an interrupt leaves, and its level
         self._done, self._total = 0, 1
         self._reported = 0.0
 
@@ -89,7 +89,7 @@ class PictureFit:
             fit, level = self._begin(trial)
             if not self.interrupted:
                 self._descend(fit, level, polish * asked)
-            found, file = self._search(fit, level)
+            found, file = self._searched(fit, level)
             if abs(found - level) >= POLISHED and not self.interrupted:
                 file = self._polish(fit, level, found, polish) or file
         self.progress(1.0)
@@ -99,22 +99,22 @@ class PictureFit:
         return max(1, round(self.iterations * share))
 
     @contextmanager
-    def _interruptible(self, fit: Fit | None) -> Iterator[None]:
+    def _interruptible(self) -> Iterator[None]:
         """Let an interrupt end what is done in here, if it is to be kept and there is something."""
         try:
             yield
         except KeyboardInterrupt:
-            if not self.keep_interrupted or (fit is None and self._trial is None):
+            if not self.keep_interrupted or self._found is None:
                 raise
             self.interrupted = True
 
     def _begin(self, trial: int) -> tuple[Fit, int]:
         """Return the long descent at its start, and its level; interrupted before that, the last of the short ones."""
-        with self._interruptible(None):
+        with self._interruptible():
             level, finest = self._stored() or self._start(trial)
-            return self.model.fit(self._x, level, finest), level
-        assert self._trial is not None
-        return self._trial
+            self._found = self.model.fit(self._x, level, finest), level
+        assert self._found is not None
+        return self._found
 
     def _descend(self, fit: Fit, level: int, rest: int) -> None:
         """Run the long descent, with so many iterations behind it; an interrupt ends it, and what it has is kept."""
@@ -132,10 +132,12 @@ class PictureFit:
                 saved = monotonic()
 
         try:
-            with self._interruptible(fit):
+            with self._interruptible():
                 fit.run(self.iterations, report)
-        finally:
+        except KeyboardInterrupt:
             self._save(fit, facts)
+            raise
+        self._save(fit, facts)
 
     def _save(self, fit: Fit, facts: dict[str, str]) -> None:
         """Keep the descent, if it is to be; a disk that has become full is no reason to lose it."""
@@ -181,10 +183,12 @@ class PictureFit:
             level = self._try_levels(level, trial)
         return level, self._finest(level, trial)
 
-    def _short(self, level: int, finest: int) -> Fit:
-        """Return a short descent at its start; it is what an interrupt leaves."""
+    def _short(self, level: int, finest: int, descend: Callable[[Fit], None]) -> Fit:
+        """Return a short descent, done; an interrupt leaves the last one that was, or what there is of the first."""
         fit = self.model.fit(self._x, level, finest)
-        self._trial = fit, level
+        self._found = self._found or (fit, level)
+        descend(fit)
+        self._found = fit, level
         return fit
 
     def _finest(self, level: int, iterations: int) -> int:
@@ -193,16 +197,15 @@ class PictureFit:
             return 1
         costs = []
         for finest in (0, 1):
-            fit = self._short(level, finest)
-            fit.descend(iterations, self._report)
+            fit = self._short(level, finest, lambda fit: fit.descend(iterations, self._report))
             costs.append(fit.measure().cost(fit.lmbda))
         return costs.index(min(costs))
 
     def _try_levels(self, level: int, iterations: int) -> int:
         """Return the level that a short descent meets the target at, or an end of the range. Raises TargetError if far off."""
         for _ in range(TRIALS):
-            fit = self._short(level, 0 if level >= FULL_RESOLUTION * 256 else 1)
-            fit.run(iterations, self._report)
+            finest = 0 if level >= FULL_RESOLUTION * 256 else 1
+            fit = self._short(level, finest, lambda fit: fit.run(iterations, self._report))
             before = level
             try:
                 level, _ = self._search(fit, before)
@@ -232,13 +235,22 @@ class PictureFit:
         h, w = self._size
         return LevelSearch(lambda at: self._code(fit, level, at), self.model.max_level).run(self.target, h * w, level)
 
+    def _searched(self, fit: Fit, level: int) -> tuple[int, Attempt]:
+        """Return what ``_search`` does; a target that is missed since the descent was interrupted is said to be."""
+        try:
+            return self._search(fit, level)
+        except TargetError as error:
+            if self.interrupted:
+                raise TargetError(f"interrupted before the target was met: so far, {error}") from error
+            raise
+
     def _polish(self, fit: Fit, level: int, found: int, iterations: int) -> Attempt | None:
         """Descend a little more at the level that was found; return the file, None if it misses the target now.
 
         An interrupt ends that, and what it has is kept.
         """
         self.model.move(fit, level, found)
-        with self._interruptible(fit):
+        with self._interruptible():
             fit.extend(iterations, self._report)
         try:
             return self._search(fit, found)[1]

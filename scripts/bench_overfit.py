@@ -21,7 +21,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import bjontegaard
 import click
 import numpy as np
 import torch
@@ -30,6 +29,7 @@ from codec import images
 from codec.api import Codec
 from codec.describe import describe
 from codec.evaluation.contenders import ModelContender, PeerContender
+from codec.evaluation.curves import Curve, bd_rate_percent
 from codec.evaluation.peers import peers
 from codec.fitting import ITERATIONS
 from codec.machine import cpu_name
@@ -145,14 +145,10 @@ def other_curve(name: str, paths: list[Path]) -> list[dict[str, float]]:
     return points
 
 
-def bd_rate_percent(points: list[dict[str, float]], curve: list[dict[str, float]]) -> float:
+def _bd_rate(points: Curve, curve: Curve) -> float | None:
     """Return the BD-rate of points against another codec's; three points are few, so by monotone interpolation."""
-    of_points, of_curve = (
-        [[point[key] for point in sorted(rows, key=lambda point: point["psnr_db"])] for key in ("bpp", "psnr_db")]
-        for rows in (points, curve)
-    )
-    rate = bjontegaard.bd_rate(*of_curve, *of_points, method="pchip", require_matching_points=False, min_overlap=0)
-    return round(float(rate), 2)
+    rate = bd_rate_percent(curve, points, method="pchip", least_points=3)
+    return None if rate is None else round(rate, 2)
 
 
 @main.command()
@@ -177,7 +173,7 @@ def summary(folder: Path, model: str, out: Path) -> None:
                     {"quality": quality, **{k: round(v, 4) for k, v in means.items()}, "networks_share": round(share, 4)}
                 )
         if points:
-            against = {name: bd_rate_percent(points, curve) for name, curve in others.items()}
+            against = {name: _bd_rate(points, curve) for name, curve in others.items()}
             efforts.append({"effort": effort, "iterations": ITERATIONS[effort], "points": points, "bd_rate_percent": against})
     result = {
         "pictures": [path.name for path in paths],

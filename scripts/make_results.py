@@ -290,7 +290,8 @@ def overfit(result: dict[str, Any]) -> str:
     )
     lines, points = [], []
     for entry in result["efforts"]:
-        against = {name: f"{value:+.1f} %" for name, value in entry["bd_rate_percent"].items()}
+        rates = entry["bd_rate_percent"].items()
+        against = {name: "–" if value is None else f"{value:+.1f} %" for name, value in rates}
         seconds = sum(point["encode_s"] for point in entry["points"]) / len(entry["points"])
         decode = sum(point["decode_s"] for point in entry["points"]) / len(entry["points"])
         lines.append(

@@ -99,24 +99,25 @@ def values(curve: Curve, measure: str) -> tuple[list[float], list[float]]:
     return rates, heights
 
 
-def bd_rate_percent(anchor: Curve, test: Curve, measure: str = "psnr_db") -> float | None:
+def bd_rate_percent(
+    anchor: Curve, test: Curve, measure: str = "psnr_db", *, method: str = "akima", least_points: int = LEAST_POINTS
+) -> float | None:
     """Return the BD-rate of a curve against an anchor in percent of the bits; negative is better.
 
-    By the ``bjontegaard`` package with Akima interpolation. None with fewer than four points, or an overlap below 1 dB.
+    By the ``bjontegaard`` package, with Akima interpolation unless another method of it is named. None with fewer than four
+    points, or an overlap below 1 dB.
     """
     import bjontegaard
 
     (rate_a, height_a), (rate_t, height_t) = values(anchor, measure), values(test, measure)
-    if min(len(rate_a), len(rate_t)) < LEAST_POINTS:
+    if min(len(rate_a), len(rate_t)) < least_points:
         return None
     if min(height_a[-1], height_t[-1]) - max(height_a[0], height_t[0]) < LEAST_OVERLAP_DB:
         return None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # a small overlap: checked above
         return float(
-            bjontegaard.bd_rate(
-                rate_a, height_a, rate_t, height_t, method="akima", require_matching_points=False, min_overlap=0
-            )
+            bjontegaard.bd_rate(rate_a, height_a, rate_t, height_t, method=method, require_matching_points=False, min_overlap=0)
         )
 
 

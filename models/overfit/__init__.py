@@ -18,6 +18,8 @@ them, so their bits are few; the latents start from a small analysis network, wh
     networks     the networks and the analysis, in floating point
     fused        two operations with gradients written by hand: what the descent spends its time in
     fit          the descent for one picture: latents and networks
+    moving       its networks, and how they become differences in whole steps
+    windows      what of a picture and its grids the descent sees at a time
     weights      the networks as integers: those of the checkpoint at a level, differences from them in a file
     entropy      the grids as symbols, in exact integers, by wavefronts
     runtime      a checkpoint made ready to code

@@ -21,31 +21,29 @@ from bitstream.errors import UsageError
 from models.bf16 import fast_bf16
 from models.overfit.adam import Adam
 from models.overfit.configs import GRIDS, OverfitConfig
+from models.overfit.moving import MovingNetworks
 from models.overfit.networks import Parameters, grid_bits, inputs_of, synthesis, upsampled
 from models.overfit.soft import soft_rounding, ste
 from models.overfit.state import State, read_state, write_state
-from models.overfit.weights import ABSENT, STEPS, UNITS, Differences, best_shape
+from models.overfit.weights import Differences
 from models.overfit.windows import Area, windows_of
 
 HALO = 2  # positions around a window that synthesis sees: of grid 1, and so of the coarser ones; twice as many of the finest
-LR_LATENTS, LR_NETWORKS = 8e-2, 2e-3
-SHRINK = 0.2  # of a step of the networks: towards the base, so that what only the noise of windows moves stays there
-FREEZING = 0.75, 0.98  # of the iterations: between these, one parameter of the networks after another is quantised
+LEARNING_RATE = 8e-2  # of latents
+FREEZING = 0.75, 0.98  # of the iterations: between these, one parameter of the networks after another is frozen
 NETWORKS_END = 0.1  # of their learning rate: where it has fallen to
-HARD_SHARE = 0.05  # of the iterations: with plain rounding
-HARD_RATE, DRIFT = 0.1, 0.03  # of a latent there: most of its learning rate to begin with, and how far it may go in all.
-# Gradients that pass straight through carry values to where rounding flips; a tenth of a step of that cost 2 % more
 TEMPERATURES = 0.3, 0.1  # of soft rounding, from the first iteration to the last
 NOISES = 2.0, 3.0  # exponents of Kumaraswamy noise: 1 is uniform
-TYPICAL_STEP = 2.0**-6  # of differences of parameters, for their rate in the loss
+HARD_SHARE = 0.05  # of the iterations: with plain rounding
+# Gradients that pass straight through carry values to where rounding flips: a tenth of a step of that cost 2 % more
+DRIFT = 0.03  # how far a latent may go there
+HARD_RATE = 0.1  # of the learning rate: the most that it has there
 EXTENSION = 0.1  # of a descent: its last part, done again where λ was changed a little
-FIRST_STEP = 9  # where the search for their steps begins: 2^-7
 
 Report = Callable[[int, float, float], None]
 
 
-def nothing(*_: float) -> None:
-    """Report nothing."""
+def _nothing(*_: float) -> None: ...
 
 
 class Fit:
@@ -62,7 +60,6 @@ class Fit:
         self.config, self.lmbda, self.finest, self.gains = config, lmbda, finest, gains
         h, w = x.shape[1:]
         self.pixels = size[0] * size[1]
-        self._base = base
         self._cells = F.pixel_unshuffle(x[None], 2).contiguous()
         inside = torch.zeros(1, h, w, device=x.device)
         inside[:, : size[0], : size[1]] = 1
@@ -70,17 +67,11 @@ class Fit:
         for grid in range(finest):
             latents[grid].zero_()
         self._latents = [Adam(value) for value in latents]
-        moving = [[name for name in names if not name.startswith(_unused(finest))] for names in config.groups()]
-        self._names = [name for names in moving for name in names]
-        self._group_sizes = [sum(base[name].numel() for name in names) for names in moving]
-        self._networks = Adam(torch.cat([base[name].reshape(-1) for name in self._names]))
-        self._start = self._networks.value.clone()
+        self._networks = MovingNetworks(config, base, finest)
         self.windows = windows_of(h, w)
         self._fast = x.device.type != "cpu" or fast_bf16()  # elsewhere bf16 is slower than float32
         self.iteration = 0
         self._order: list[int] = []
-        self._steps: tuple[int, ...] | None = None
-        self._frozen = torch.zeros_like(self._start, dtype=torch.bool)
 
     @property
     def latents(self) -> list[Tensor]:
@@ -89,27 +80,14 @@ class Fit:
 
     @property
     def networks(self) -> Parameters:
-        """Return the parameters as they are now."""
-        return self._named(self._networks.value)
+        """Return the parameters as they are now: views, which move."""
+        return self._networks.named()
 
     def offsets(self) -> Parameters:
-        """Return what was added to the base, not quantised."""
-        return {name: value - self._base[name] for name, value in self._named(self._networks.value).items()}
+        """Return what was added to the base."""
+        return self._networks.offsets()
 
-    def _named(self, flat: Tensor) -> Parameters:
-        """Return all parameters, views of a flat vector of those that move."""
-        sizes = [self._base[name].numel() for name in self._names]
-        parts = zip(self._names, flat.split(sizes), strict=True)
-        return {**self._base, **{name: part.view(self._base[name].shape) for name, part in parts}}
-
-    def _rounded(self, steps: tuple[int, ...]) -> Tensor:
-        """Return the flat vector of parameters with differences from the base rounded to steps, one for each group."""
-        parts = []
-        for step, offset in zip(_sizes_of(steps), (self._networks.value - self._start).split(self._group_sizes), strict=True):
-            parts.append((offset / step).round() * step if step < math.inf else torch.zeros_like(offset))
-        return self._start + torch.cat(parts)
-
-    def run(self, iterations: int, report: Report = nothing) -> None:
+    def run(self, iterations: int, report: Report = _nothing) -> None:
         """Descend to this number of iterations, from where it stands; ``report`` is called with each, its bpp and its PSNR.
 
         In the last part of them the networks become what a file holds: steps are chosen, and parameters frozen at a whole
@@ -120,12 +98,12 @@ class Fit:
             self._turn(self.iteration, iterations, report)
         self._freeze(1.0)
 
-    def descend(self, iterations: int, report: Report = nothing) -> None:
+    def descend(self, iterations: int, report: Report = _nothing) -> None:
         """Descend to this number of iterations as ``run`` does, without quantised networks: to see how far it comes."""
         while self.iteration < iterations:
             self._turn(self.iteration, iterations, report)
 
-    def extend(self, iterations: int, report: Report = nothing) -> None:
+    def extend(self, iterations: int, report: Report = _nothing) -> None:
         """Descend with the latents alone, as in the last part of a descent: for a λ that was changed a little."""
         self.quantise()
         whole = round(iterations / EXTENSION)
@@ -134,32 +112,23 @@ class Fit:
 
     def quantise(self) -> Differences:
         """Quantise what is not yet quantised of the networks; return their differences from the base."""
-        steps = self._freeze(1.0)
-        assert steps is not None
-        return Differences.quantised(self.config, self.finest, self.offsets(), steps)
+        self._freeze(1.0)
+        assert self._networks.steps is not None
+        return self._networks.differences(self._networks.steps)
 
-    def _freeze(self, share: float) -> tuple[int, ...] | None:
-        """Quantise as many parameters as are to be when this share of a descent is over; return the steps, if there are any."""
+    def _freeze(self, share: float) -> None:
+        """Quantise as many parameters as are to be when this share of a descent is over."""
         first, last = FREEZING
-        if share >= first:
-            self._steps = self._steps or self._choose_steps()
-            count = math.ceil(len(self._frozen) * min((share - first) / (last - first), 1))
-            if (new := count - int(self._frozen.sum())) > 0:
-                value, whole = self._networks.value, self._rounded(self._steps)
-                parts = zip((whole - value).abs().split(self._group_sizes), _sizes_of(self._steps), strict=True)
-                distance = torch.cat([part / step for part, step in parts])
-                chosen = distance.masked_fill_(self._frozen, math.inf).topk(new, largest=False).indices
-                value[chosen] = whole[chosen]
-                self._frozen[chosen] = True
-        return self._steps
+        if share >= first and not self._networks.still:
+            self._networks.freeze(
+                (share - first) / (last - first), lambda flat, bits: self._measure(flat, bits).cost(self.lmbda)
+            )
 
     def move(self, base: Parameters, gains: Tensor, latents: list[Tensor], lmbda: float) -> None:
         """Take base, gains, latents and λ of another level; the differences of the networks, now quantised, stay."""
         self.quantise()
-        added = self._networks.value - self._start
-        self._base, self.gains, self.lmbda = base, gains, lmbda
-        self._start = torch.cat([base[name].reshape(-1) for name in self._names])
-        self._networks.value.copy_(self._start + added)
+        self.gains, self.lmbda = gains, lmbda
+        self._networks.rebase(base)
         for adam, value in zip(self._latents, latents, strict=True):
             adam.value.copy_(value)
 
@@ -172,30 +141,30 @@ class Fit:
         share = min(done / (of - hard), 1)  # of soft rounding
         fall = 0.5 * (1 + math.cos(math.pi * share))
         temperature, noise = (first + (last - first) * share for first, last in (TEMPERATURES, NOISES))
-        quantise, rate = soft_rounding(temperature, noise), LR_LATENTS * fall
+        quantise, rate = soft_rounding(temperature, noise), LEARNING_RATE * fall
         if share == 1:
-            quantise, rate = ste, min(HARD_RATE * LR_LATENTS, 2 * DRIFT * len(self.windows) / hard) * (of - done) / hard
-        bits, error = self._step(window, quantise, rate, LR_NETWORKS * (NETWORKS_END + (1 - NETWORKS_END) * fall))
+            quantise, rate = ste, min(HARD_RATE * LEARNING_RATE, 2 * DRIFT * len(self.windows) / hard) * (of - done) / hard
+        bits, error = self._step(window, quantise, rate, NETWORKS_END + (1 - NETWORKS_END) * fall)
         self.iteration += 1
         report(self.iteration, bits / window.size, -10 * math.log10(max(error, 1e-12)))
 
     def _step(
         self, window: Area, quantise: Callable[[Tensor], Tensor], latents_rate: float, networks_rate: float
     ) -> tuple[float, float]:
-        """Descend once in a window, at these learning rates; return its bits and mean squared error."""
-        flat = self._networks.value.clone().requires_grad_()
+        """Descend once in a window, at a rate of latents and a share of that of networks; return bits and mean square error."""
+        flat = self._networks.value.clone().requires_grad_(not self._networks.still)
         leaves = self._cut(window)
         for grid in range(self.finest, GRIDS):
             leaves[grid].requires_grad_()
         hat = [quantise(leaf) if grid >= self.finest else leaf for grid, leaf in enumerate(leaves)]
-        bits, squares = self._evaluate(self._named(flat), window, hat)
+        bits, squares = self._evaluate(self._networks.named(flat), window, hat)
         share = self.pixels / len(self.windows)  # of the picture: all windows together weigh as the networks' bits do
-        loss = bits / share + self.lmbda * 255**2 * squares / (3 * share) + self._network_rate(flat) / self.pixels
+        loss = bits / share + self.lmbda * 255**2 * squares / (3 * share)
+        if flat.requires_grad:
+            loss = loss + self._networks.rate(flat) / self.pixels
         (loss / math.sqrt(self.lmbda)).backward()
-        assert flat.grad is not None
-        self._networks.step(flat.grad, networks_rate, self.iteration + 1)
-        value = self._start + F.softshrink(self._networks.value - self._start, SHRINK * networks_rate)
-        self._networks.value.copy_(torch.where(self._frozen, flat.detach(), value))
+        if flat.grad is not None:
+            self._networks.move(flat.grad, networks_rate, self.iteration + 1)
         visits = self.iteration // len(self.windows) + 1
         for grid in range(self.finest, GRIDS):
             gradient = leaves[grid].grad
@@ -203,15 +172,6 @@ class Fit:
             own = window.coarser(grid)
             self._latents[grid].step(gradient[0][own.inside(self._seen(window, grid))], latents_rate, visits, own.whole)
         return float(bits.detach()), float(squares.detach()) / (3 * window.size)
-
-    def _network_rate(self, flat: Tensor) -> Tensor:
-        """Return about the bits of the differences: of each group those of a Laplace distribution of its mean magnitude."""
-        bits = torch.zeros(())
-        steps = [TYPICAL_STEP] * len(self._group_sizes) if self._steps is None else _sizes_of(self._steps)
-        for step, offset in zip(steps, (flat - self._start).abs().split(self._group_sizes), strict=True):
-            if len(offset):
-                bits = bits + len(offset) * torch.log2(1 + offset.mean() * (math.e / step))
-        return bits
 
     def _seen(self, window: Area, grid: int) -> Area:
         """Return what of a grid a window sees: the blocks it touches, for their bits, and what synthesis sees around it."""
@@ -265,83 +225,35 @@ class Fit:
 
     def measure(self) -> State:
         """Return what the rounded latents and the networks cost and give; the PSNR is that of pixels before rounding."""
-        if self._steps is None:
-            return self._measure(self._networks.value, float(self._network_rate(self._networks.value)))
-        return self._measure(self._networks.value, self._bits_of_networks(self._steps))
-
-    def _bits_of_networks(self, steps: tuple[int, ...]) -> float:
-        differences = Differences.quantised(self.config, self.finest, self.offsets(), steps)
-        return sum(best_shape(part)[1] for part in differences.symbols)
+        return self._measure(self._networks.value, self._networks.bits())
 
     @torch.no_grad()
     def _measure(self, flat: Tensor, bits_of_networks: float) -> State:
-        bits = squares = 0.0
+        bits, squares, parameters = 0.0, 0.0, self._networks.named(flat)
         for window in self.windows:
-            found = self._evaluate(self._named(flat), window, [leaf.round_() for leaf in self._cut(window)])
+            found = self._evaluate(parameters, window, [leaf.round_() for leaf in self._cut(window)])
             bits, squares = bits + float(found[0]), squares + float(found[1])
         psnr_db = -10 * math.log10(max(squares / (3 * self.pixels), 1e-12))
         return State(bits / self.pixels, bits_of_networks / self.pixels, psnr_db)
 
-    def _choose_steps(self) -> tuple[int, ...]:
-        """Return the step of each group that is best by rate and distortion: groups one by one, twice."""
-        sizes = self._group_sizes
-        chosen = [FIRST_STEP if size else ABSENT for size in sizes]
-        costs: dict[tuple[int, ...], float] = {}
-
-        def cost(steps: list[int]) -> float:
-            if (key := tuple(steps)) not in costs:
-                costs[key] = self._measure(self._rounded(key), self._bits_of_networks(key)).cost(self.lmbda)
-            return costs[key]
-
-        best = cost(chosen)
-        for _ in range(2):
-            for group in sorted(range(len(sizes)), key=lambda group: -sizes[group]):
-                for direction in (1, -1) if chosen[group] != ABSENT else ():
-                    while (step := chosen[group] + direction) in (*STEPS, STEPS[-1] + 1):
-                        steps = chosen.copy()
-                        steps[group] = step if step in STEPS else ABSENT
-                        if (found := cost(steps)) >= best:
-                            break
-                        best, chosen = found, steps
-        return tuple(chosen)
-
-    def _state(self) -> dict[str, Adam]:
+    def _state(self) -> dict[str, Adam | MovingNetworks]:
         return {"networks": self._networks, **{f"latents.{grid}": adam for grid, adam in enumerate(self._latents)}}
 
     def save(self, path: Path, facts: dict[str, str]) -> None:
         """Write all that ``resume`` needs, so that a kill at any moment leaves the file from before or the new one."""
-        tensors = {"order": torch.tensor(self._order, dtype=torch.int32), "frozen": self._frozen}
-        named = self._state()
-        for name, adam in named.items():
-            tensors |= {f"{name}/value": adam.value, f"{name}/mean": adam.mean, f"{name}/square": adam.square}
-        write_state(path, tensors, {**facts, "iteration": self.iteration, "steps": self._steps})
+        tensors = {f"{name}/{key}": value for name, part in self._state().items() for key, value in part.state().items()}
+        tensors["order"] = torch.tensor(self._order, dtype=torch.int32)
+        write_state(path, tensors, {**facts, "iteration": self.iteration})
 
     def resume(self, path: Path, facts: dict[str, str]) -> None:
         """Go on from what ``save`` wrote. Raises UsageError if that is another picture's, or of other options."""
         header, tensors = read_state(path, facts)
-        named = self._state()
         try:
-            for name, adam in named.items():
-                for key in ("value", "mean", "square"):
-                    own = getattr(adam, key)
-                    own.copy_(tensors[f"{name}/{key}"].view(own.shape))
+            for name, part in self._state().items():
+                prefix = f"{name}/"
+                part.restore({key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)})
             self.iteration, self._order = int(header["iteration"]), tensors["order"].tolist()
             if self.iteration < 0 or not set(self._order) <= set(range(len(self.windows))):
                 raise ValueError(f"iteration {self.iteration}, windows {self._order}")
-            if header["steps"] is not None:
-                steps = tuple(header["steps"])
-                if len(steps) != len(self.config.groups()) or not set(steps) <= {ABSENT, *STEPS}:
-                    raise ValueError(f"steps {steps}")
-                self._steps = steps
-            self._frozen.copy_(tensors["frozen"])
         except (KeyError, RuntimeError, TypeError, ValueError) as error:
             raise UsageError(f"{path} is not the state of this fit ({error}): leave --resume away") from error
-
-
-def _sizes_of(steps: tuple[int, ...]) -> list[float]:
-    """Return steps as numbers, infinite for groups without differences."""
-    return [2.0 ** (step - UNITS) if step != ABSENT else math.inf for step in steps]
-
-
-def _unused(finest: int) -> tuple[str, ...]:
-    return tuple(f"grid_{grid}." for grid in range(finest))

@@ -30,7 +30,7 @@ STEPS = tuple(range(4, 16))  # logarithms of steps, in 2^-16: 2^-12 … 2^-1
 STREAM_BITS = 55.0  # of a stream beside its symbols: range, length, the coder's end; and of its fields
 ABSENT = 0  # a group's step field if all its differences are zero
 ABSENT_BITS = 14.0  # of its fields
-SPIKED = 64  # is added to the scale of a group whose zeros are more than those of a Laplace distribution
+SPIKED = SCALES  # is added to the scale of a group whose zeros are more than those of a Laplace distribution
 _FIELDS = MasterTable(0, np.arange(128 + 1, dtype=np.int64)[None] << 20)  # of the first stream: all values are as likely
 
 IntArray = NDArray[np.int64]
@@ -157,33 +157,32 @@ def _field_rows(count: int) -> TableRows:
 
 def code_differences(coder: SymbolCoder, config: OverfitConfig, differences: Differences | None) -> Differences:
     """Code the chunk NETWORKS: streams of fields, then one for each group that is not absent. Raises FormatError."""
-    groups = config.groups()
-    sizes = [sum(math.prod(config.shapes()[name]) for name in names) for names in groups]
+    groups, shapes = config.groups(), config.shapes()
+    sizes = [sum(math.prod(shapes[name]) for name in names) for names in groups]
     fields, spikes = None, None
     if differences is not None:
-        shapes = [best_shape(part)[0] for part in differences.symbols]
-        scales = [scale + SPIKED * (spike > 0) for scale, spike in shapes]
+        best = [best_shape(part)[0] for part in differences.symbols]
+        scales = [scale + SPIKED * (spike > 0) for scale, spike in best]
         fields = np.array([differences.finest, *differences.steps, *scales], np.int16)
-        spikes = np.array([spike for _, spike in shapes if spike], np.int16)
+        spikes = np.array([spike for _, spike in best if spike], np.int16)
     fields = coder.code_source(fields, _field_rows(1 + 2 * len(groups)))
     finest, steps, scales = int(fields[0]), fields[1 : 1 + len(groups)].tolist(), fields[1 + len(groups) :].tolist()
-    spiked = sum(scale >= SPIKED for scale in scales)
-    found = coder.code_source(spikes, _field_rows(spiked)).tolist() if spiked else []
+    spiked = sum(step != ABSENT and scale >= SPIKED for step, scale in zip(steps, scales, strict=True))
+    spikes = coder.code_source(spikes, _field_rows(spiked)) if spiked else np.zeros(0, np.int16)
     if not (
         0 <= finest <= GRIDS
         and all(step == ABSENT or step in STEPS for step in steps)
-        and all(0 <= scale < SPIKED + SCALES for scale in scales)
-        and all(0 < spike < SPIKES for spike in found)
+        and all(0 < spike < SPIKES for spike in spikes.tolist())
     ):
-        raise FormatError(f"fields of the networks are {[*fields.tolist(), *found]}, which cannot be: the file is damaged")
-    symbols = []
+        found = [*fields.tolist(), *spikes.tolist()]
+        raise FormatError(f"fields of the networks are {found}, which cannot be: the file is damaged")
+    symbols, spike_of = [], iter(spikes.tolist())
     for number, (step, scale, size) in enumerate(zip(steps, scales, sizes, strict=True)):
-        spike = found.pop(0) if scale >= SPIKED else 0
         if step == ABSENT:
             symbols.append(np.zeros(size, np.int16))
             continue
+        master = spiked_master(scale % SPIKED, next(spike_of) if scale >= SPIKED else 0)
         given = None if differences is None else differences.symbols[number]
-        rows = TableRows(spiked_master(scale % SPIKED, spike), np.zeros(size, np.uint8))
-        symbols.append(coder.code_source(given, rows))
+        symbols.append(coder.code_source(given, TableRows(master, np.zeros(size, np.uint8))))
     coder.end_chunk()
     return Differences(finest, tuple(steps), tuple(symbols))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from bitstream.coder import StreamReader, StreamWriter
-from bitstream.laplace import FRACTIONS, SCALE_LOWEST, SCALE_STEP, SCALES, laplace_master, laplace_rows
+from bitstream.laplace import FRACTIONS, SCALE_LOWEST, SCALE_STEP, SCALES, laplace_master, laplace_rows, spiked_master
 from bitstream.segments import TableRows
 from bitstream.tables import SYMBOL_MAX, MasterTable
 
@@ -158,3 +158,29 @@ def test_random_symbols_round_trip(engine, edges):
     assert (reader.code_source(None, source) == symbols).all()
     reader.end_chunk()
     assert reader.crc == writer.crc
+
+
+# --- with more zeros
+
+
+@pytest.mark.parametrize("scale", [0, 5, 20, 40, 63])
+@pytest.mark.parametrize("spike", [0, 1, 9, 31])
+def test_a_spiked_row_is_what_the_format_says(scale, spike):
+    """In plain Python: E'(k) is E(k) · (32 − z) >> 5 below, mirrored above."""
+    plain, spiked = laplace_master().cumulative[scale * FRACTIONS].tolist(), spiked_master(scale, spike)
+    want = []
+    for k, f in enumerate(plain, start=-SYMBOL_MAX):
+        e = f - (k + SYMBOL_MAX)
+        want.append((e * (32 - spike) >> 5 if k <= 0 else 2**30 - ((2**30 - e) * (32 - spike) >> 5)) + k + SYMBOL_MAX)
+    assert spiked.cumulative.tolist() == [want]
+    assert spiked.lo == -SYMBOL_MAX
+
+
+@pytest.mark.parametrize("scale", [0, 5, 20, 40, 63])
+@pytest.mark.parametrize("spike", [1, 9, 31])
+def test_a_spiked_row_has_more_zeros_and_less_of_all_else(scale, spike):
+    plain, spiked = np.diff(laplace_master().cumulative[scale * FRACTIONS]), np.diff(spiked_master(scale, spike).cumulative[0])
+    assert (spiked > 0).all()
+    assert (spiked == spiked[::-1]).all()
+    want = plain * (1 - spike / 32) + (K == 0) * spike / 32 * 2**30
+    assert np.abs(spiked - want).max() < 3

@@ -12,7 +12,8 @@ from PIL import Image
 from tiny_overfit import CONFIG, write_tiny_overfit
 
 import checkpoints
-from models.overfit.fit import FIRST_STEP, Fit
+from models.overfit.fit import Fit
+from models.overfit.moving import FIRST_STEP, MovingNetworks
 from models.overfit.networks import fresh_gains, fresh_parameters
 from models.overfit.weights import ABSENT, BaseNetworks
 
@@ -51,10 +52,10 @@ def _make_quick(monkeypatch, iterations=ITERATIONS):
     """Let descents have few iterations, twice as many with effort 1, and take the first steps for their networks."""
     monkeypatch.setattr("codec.fitting.ITERATIONS", tuple(iterations * (effort + 1) for effort in range(11)))
 
-    def first_steps(self):
-        return tuple(FIRST_STEP if size else ABSENT for size in self._group_sizes)
+    def first_steps(self, cost):
+        return tuple(FIRST_STEP if size else ABSENT for size in self._sizes)
 
-    monkeypatch.setattr(Fit, "_choose_steps", first_steps)
+    monkeypatch.setattr(MovingNetworks, "choose_steps", first_steps)
 
 
 @pytest.fixture(autouse=True)
@@ -65,10 +66,10 @@ def _quick(monkeypatch):
 @pytest.fixture
 def whole_search(monkeypatch):
     """The search for the steps of the networks as it is: it takes most of the time of so short a descent."""
-    monkeypatch.setattr(Fit, "_choose_steps", CHOOSE_STEPS)
+    monkeypatch.setattr(MovingNetworks, "choose_steps", CHOOSE_STEPS)
 
 
-CHOOSE_STEPS = Fit._choose_steps
+CHOOSE_STEPS = MovingNetworks.choose_steps
 
 
 def draw(h, w, seed=0):

@@ -12,7 +12,7 @@ from bitstream.engines import default_engine
 from bitstream.errors import CheckpointError, FormatError, LimitError
 from models.checkpoint import load_checkpoint
 from models.load import load_model
-from models.overfit import fit as fit_module
+from models.overfit import moving
 from models.overfit import runtime
 from models.overfit.configs import GRIDS
 from models.overfit.networks import picture
@@ -32,7 +32,7 @@ def checkpoint(golden):
 def fitted(tiny):
     """Latents, not rounded, and differences of a picture of 65 × 70 pixels."""
     with torch.random.fork_rng(devices=[]), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fit_module, "STEPS", (fit_module.FIRST_STEP,))
+        patch.setattr(moving, "STEPS", (moving.FIRST_STEP,))
         torch.manual_seed(3)
         fit = tiny.fit(torch.randint(0, 256, (3, 65, 70), dtype=torch.uint8), 256, 2)
         fit.run(6)
@@ -138,7 +138,7 @@ def test_a_gpu_fits_a_picture_that_a_cpu_decodes(checkpoint, tiny, pixels):
     model = OverfitModel(checkpoint, torch.device("cuda"))
     fit = model.fit(pixels(65, 70), 256, 1)
     fit.run(10)
-    differences, state = fit.finish()
+    differences, state = fit.quantise(), fit.measure()
     coded = model.code(fit.latents, differences, 256, 65, 70, default_engine())
     decoded, crc = tiny.decode(coded.payloads, 256, 65, 70, default_engine())
     assert crc == coded.crc

@@ -11,7 +11,7 @@ from tiny_overfit import CONFIG, stirred_gains, stirred_parameters, tiny_network
 
 from bitstream.coder import StreamReader, StreamWriter
 from bitstream.errors import CheckpointError, FormatError
-from bitstream.laplace import FRACTIONS, SCALES, SPIKES, laplace_master, spiked_master
+from bitstream.laplace import SCALES, SPIKES, spiked_master
 from bitstream.segments import TableRows
 from bitstream.tables import SYMBOL_MAX
 from models.overfit.configs import GRIDS, levelled
@@ -162,6 +162,12 @@ def test_differences_and_what_they_give_are_clamped(base):
 # --- in a file
 
 
+def thinned() -> dict[str, torch.Tensor]:
+    """Return offsets of which nine of ten are zero, but for one group."""
+    kept = {name: torch.rand_like(value) < 0.1 for name, value in offsets().items()}
+    return {name: value * (kept[name] | (name in GROUPS[8])) for name, value in offsets(deviation=1.0).items()}
+
+
 def written(engine, differences: Differences) -> tuple[bytes, int]:
     """Return the payload of NETWORKS and the CRC."""
     writer = StreamWriter(engine)
@@ -171,9 +177,13 @@ def written(engine, differences: Differences) -> tuple[bytes, int]:
 
 @pytest.mark.parametrize("finest", [0, 1, GRIDS])
 @pytest.mark.parametrize("absent", [(), (0, 5, 12), tuple(range(13))])
-def test_differences_round_trip(engine, finest, absent):
+@pytest.mark.parametrize("sparse", [False, True])
+def test_differences_round_trip(engine, finest, absent, sparse):
     steps = tuple(ABSENT if number in absent else STEPS[(number * 5) % len(STEPS)] for number in range(len(GROUPS)))
-    given = Differences.quantised(CONFIG, finest, offsets(deviation=1.0), steps)
+    given = Differences.quantised(CONFIG, finest, thinned() if sparse else offsets(deviation=1.0), steps)
+    spiked = [best_shape(part)[0].spike > 0 for part in given.symbols]
+    assert any(spiked) == (sparse and len(absent) < 13)
+    assert not all(spiked)
     payload, crc = written(engine, given)
     reader = StreamReader(engine, [payload])
     found = code_differences(reader, CONFIG, None)
@@ -201,9 +211,10 @@ def test_refuses_fields_that_cannot_be(engine, place, value):
         code_differences(StreamReader(engine, writer.payloads), CONFIG, None)
 
 
-def test_refuses_streams_that_are_missing_or_too_many(engine):
-    payload, _ = written(engine, Differences.quantised(CONFIG, 1, offsets(), (9,) * len(GROUPS)))
-    for data in (payload[:-1], payload[:40], payload[:3], b"", payload + b"\0"):
+@pytest.mark.parametrize("sparse", [False, True])
+def test_refuses_streams_that_are_missing_or_too_many(engine, sparse):
+    payload, _ = written(engine, Differences.quantised(CONFIG, 1, thinned() if sparse else offsets(), (9,) * len(GROUPS)))
+    for data in (payload[:-1], payload[:40], payload[:30], payload[:3], b"", payload + b"\0"):
         with pytest.raises(FormatError):
             code_differences(StreamReader(engine, [data]), CONFIG, None)
 
@@ -219,6 +230,16 @@ def test_refuses_spikes_that_cannot_be(engine, place, spike):
     writer.end_chunk()
     with pytest.raises(FormatError, match=f"fields of the networks are .*, {spike}., which cannot be: the file is damaged"):
         code_differences(StreamReader(engine, writer.payloads), CONFIG, None)
+
+
+def test_the_scale_of_an_absent_group_means_nothing(engine):
+    """No spike is read for it."""
+    fields = np.array([1, *[ABSENT] * len(GROUPS), *[127] * len(GROUPS)], np.int16)
+    writer = StreamWriter(engine)
+    writer.code_source(fields, TableRows(_FIELDS, np.zeros(len(fields), np.uint8)))
+    writer.end_chunk()
+    found = code_differences(StreamReader(engine, writer.payloads), CONFIG, None)
+    assert not any(part.any() for part in found.symbols)
 
 
 def costs_of(symbols: np.ndarray, spike: int) -> np.ndarray:
@@ -241,13 +262,9 @@ def test_the_best_shape_is_the_one_of_the_fewest_bits(zeros):
     assert best.spike / 32 == pytest.approx(zeros / (zeros + 400), abs=0.06)
 
 
-def test_a_row_without_a_spike_is_that_of_the_scale():
-    for scale in (0, 7, 63):
-        assert (spiked_master(scale, 0).cumulative[0] == laplace_master().cumulative[scale * FRACTIONS]).all()
-
-
-def test_bits_of_a_stream_are_estimated_to_a_few_percent(engine):
-    wanted = offsets(deviation=1.0)
+@pytest.mark.parametrize("sparse", [False, True])
+def test_bits_of_a_stream_are_estimated_to_a_few_percent(engine, sparse):
+    wanted = thinned() if sparse else offsets(deviation=1.0)
     differences = Differences.quantised(CONFIG, 0, wanted, (10,) * len(GROUPS))
     estimate = sum(best_shape(part)[1] for part in differences.symbols)
     assert 8 * len(written(engine, differences)[0]) == pytest.approx(estimate, rel=0.05)
