@@ -91,7 +91,8 @@ class PictureFit:
                 self._descend(fit, level, polish * asked)
             found, file = self._searched(fit, level)
             if abs(found - level) >= POLISHED and not self.interrupted:
-                file = self._polish(fit, level, found, polish) or file
+                with self._interruptible():
+                    file = self._polish(fit, level, found, polish) or file
         self.progress(1.0)
         return file.data
 
