@@ -45,8 +45,8 @@ def tiny_codec(tiny_checkpoint):
 
 
 @pytest.fixture
-def command():
-    """Return command(*arguments, code=0, stdin=b""): the result of ``codec`` in this process; threads it sets are set back."""
+def call_codec():
+    """Return call_codec(*arguments, code=0, stdin=b""): the result of ``codec`` in this process. Threads are set back."""
     import torch
     from command import call
 

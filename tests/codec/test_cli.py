@@ -20,9 +20,9 @@ from codec.metrics import bpp, psnr_db
 
 
 @pytest.fixture
-def run(installed, command):
+def run(installed, call_codec):
     """Return run(*arguments): the result of a call in this process, with the tiny checkpoint as the installed one."""
-    return command
+    return call_codec
 
 
 @pytest.fixture

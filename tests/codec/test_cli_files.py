@@ -26,11 +26,11 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 @pytest.fixture
-def run(installed, tmp_path, monkeypatch, command):
+def run(installed, tmp_path, monkeypatch, call_codec):
     """Return run(*arguments, code=0, stdin=b""): the result of a call in this process; the current folder is a new one."""
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
-    return command
+    return call_codec
 
 
 @pytest.fixture

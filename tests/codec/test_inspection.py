@@ -262,9 +262,9 @@ def test_the_legend_is_below_and_the_overlay_lets_the_picture_through(small):
 
 
 @pytest.fixture
-def run(installed, command):
+def run(installed, call_codec):
     """Return run(*arguments): the result of ``codec inspect``, with the tiny checkpoint as the installed one."""
-    return partial(command, "inspect")
+    return partial(call_codec, "inspect")
 
 
 def test_the_command_prints_parts_that_end_with_the_size_of_the_file(run, small):

@@ -139,9 +139,9 @@ def test_encode_file_takes_targets(installed, tmp_path, png):
 
 
 @pytest.fixture
-def run(installed, tmp_path, png, command):
+def run(installed, tmp_path, png, call_codec):
     """Return run(*options, code=0): the result of encoding an 80 × 64 picture to a.lic by the command line."""
-    return partial(command, "encode", png(64, 80), tmp_path / "a.lic")
+    return partial(call_codec, "encode", png(64, 80), tmp_path / "a.lic")
 
 
 @pytest.mark.parametrize(

@@ -286,11 +286,11 @@ def test_effort_reaches_sizes_below_the_plain_smallest_file(tiny_codec, picture)
 
 
 @pytest.fixture
-def encode(tmp_path, picture, tiny_checkpoint, command):
+def encode(tmp_path, picture, tiny_checkpoint, call_codec):
     """Return encode(*options, code=0): the result of the command line, which writes a.lic."""
     Image.fromarray(picture(40, 40)).save(tmp_path / "a.png")
     paths = [tmp_path / name for name in ("a.png", "a.lic")]
-    return partial(command, "encode", *paths, "--model", tiny_checkpoint, "--device", "cpu")
+    return partial(call_codec, "encode", *paths, "--model", tiny_checkpoint, "--device", "cpu")
 
 
 def test_the_command_line_takes_an_effort(encode, tmp_path, tiny_codec, picture):

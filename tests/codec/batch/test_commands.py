@@ -20,9 +20,9 @@ COUNT = 80
 
 
 @pytest.fixture
-def call(installed, command):
+def call(installed, call_codec):
     """Return call(*arguments, code=0): the result of ``codec batch`` in this process."""
-    return partial(command, "batch", "--workers", "0", "--device", "cpu")
+    return partial(call_codec, "batch", "--workers", "0", "--device", "cpu")
 
 
 @pytest.fixture

@@ -122,9 +122,9 @@ def installed_overfit(tmp_path, monkeypatch, overfit_checkpoint):
 
 
 @pytest.fixture
-def run(installed_overfit, command):
+def run(installed_overfit, call_codec):
     """Return run(*arguments, code=0): the result of a command in this process, with the tiny overfit installed."""
-    return command
+    return call_codec
 
 
 @pytest.fixture

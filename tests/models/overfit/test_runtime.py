@@ -12,8 +12,7 @@ from bitstream.engines import default_engine
 from bitstream.errors import CheckpointError, FormatError, LimitError
 from models.checkpoint import load_checkpoint
 from models.load import load_model
-from models.overfit import moving
-from models.overfit import runtime
+from models.overfit import moving, runtime
 from models.overfit.configs import GRIDS
 from models.overfit.networks import picture
 from models.overfit.runtime import MAX_PIXELS, OverfitModel, check_size, empty_grids
