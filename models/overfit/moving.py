@@ -16,6 +16,7 @@ from models.overfit.weights import ABSENT, LIMIT, STEPS, UNITS, Differences, bes
 
 LEARNING_RATE = 2e-3
 SHRINK = 0.2  # of a step of Adam: towards the base, so that what only the noise of windows moves stays there
+CURVE = 2.0  # of the logarithm, at a step: the higher, the more of the differences are zero
 TYPICAL_STEP = 2.0**-6  # of differences, for their rate in the loss as long as steps are not chosen
 FIRST_STEP = 9  # where the search for steps begins: 2^-7
 
@@ -56,12 +57,11 @@ class MovingNetworks:
         return {name: value - self._base[name] for name, value in self.named().items()}
 
     def rate(self, flat: Tensor) -> Tensor:
-        """Return about the bits of the differences: of each group those of a Laplace distribution of its mean magnitude."""
+        """Return about the bits of the differences: a logarithm of each, so that few are large and most are zero."""
         bits = torch.zeros((), device=flat.device)
         steps = [TYPICAL_STEP] * len(self._sizes) if self.steps is None else _sizes_of(self.steps)
         for step, offset in zip(steps, (flat - self._start).abs().split(self._sizes), strict=True):
-            if len(offset):
-                bits = bits + len(offset) * torch.log2(1 + offset.mean() * (math.e / step))
+            bits = bits + torch.log2(1 + offset * (CURVE / step)).sum()
         return bits
 
     def bits(self) -> float:
