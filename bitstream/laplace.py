@@ -18,7 +18,7 @@ SCALE_LOWEST = -1088  # 2^-4.25: the probability of a symbol other than 0 is bel
 FRACTION_BITS = 4  # of a location
 FRACTIONS = 1 << FRACTION_BITS
 SPIKE_BITS = 5
-SPIKES = 1 << SPIKE_BITS  # parts of a row, of which fewer may be zeros that it has more
+SPIKES = 1 << SPIKE_BITS  # the parts that a share of additional zeros is counted in
 LOG2_E = 94548  # log2(e) in 2^-16
 
 IntArray = NDArray[np.int64]

@@ -38,7 +38,7 @@ HARD_SHARE = 0.05  # of the iterations: with plain rounding
 # Gradients that pass straight through carry values to where rounding flips: a tenth of a step of that cost 2 % more
 DRIFT = 0.03  # how far a latent may go there
 HARD_RATE = 0.1  # of the learning rate: the most that it has there
-EXTENSION = 0.25  # of a descent: its last part, done again where λ was changed a little. Less moves too little
+EXTENSION = 0.25  # of a descent: its last part, done again where λ was changed a little
 
 Report = Callable[[int, float, float], None]
 
