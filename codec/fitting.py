@@ -42,6 +42,7 @@ TRIAL_SHARE = 0.05  # of the iterations: descents that search
 TRIALS = 3  # short descents for a target at most
 NEAR = 128  # levels in 1/256 from a descent's own to which its latents serve well
 TOO_LARGE, TOO_COARSE_DB = 2.0, 6.0  # of a short descent, for the long one to meet the target
+CHOICE_SHARE = 0.1  # of the iterations: as many take about as long as the choice of symbols behind the long descent
 POLISH_SHARE = 0.1  # of the iterations: behind the long descent, at the level that was found then
 POLISHED = 8  # levels in 1/256 from which that pays
 FULL_RESOLUTION = 2.5  # level from which the finest grid may pay: it is tried
@@ -83,7 +84,7 @@ class PictureFit:
     def run(self) -> bytes:
         """Return the file. Raises TargetError if no level meets the target, UsageError for a state of another descent."""
         asked, trial, polish = not self.target.is_quality, self._share(TRIAL_SHARE), self._share(POLISH_SHARE)
-        self._total = self.iterations + trial * (2 + TRIALS * asked) + polish * asked
+        self._total = self.iterations + self._share(CHOICE_SHARE) + trial * (2 + TRIALS * asked) + polish * asked
         with torch.random.fork_rng(devices=[self.model.device] if self.model.device.type == "cuda" else []):
             torch.manual_seed(0)
             fit, level = self._begin(trial)
@@ -122,7 +123,8 @@ class PictureFit:
         facts = self._facts() | {"level": str(level), "finest": str(fit.finest)}
         if self.resume is not None and self.resume.exists():
             fit.resume(self.resume, facts)
-        self._done = max(self._done, self._total - rest - self.iterations + fit.iteration)
+        choice = self._share(CHOICE_SHARE)
+        self._done = max(self._done, self._total - rest - choice - self.iterations + fit.iteration)
         saved = monotonic()
 
         def report(iteration: int, bpp: float, psnr: float) -> None:
@@ -134,7 +136,8 @@ class PictureFit:
 
         try:
             with self._interruptible():
-                fit.run(self.iterations, report)
+                fit.run(self.iterations, report, lambda share: self._show((self._done + choice * share) / self._total))
+            self._done += choice
         except KeyboardInterrupt:
             self._save(fit, facts)
             raise
@@ -280,7 +283,10 @@ class PictureFit:
         else:  # of one window after another: a mean of the last ones
             old = self.state
             self.state = State(old.latents_bpp * 0.95 + bpp * 0.05, 0.0, old.psnr_db * 0.95 + psnr * 0.05)
+        self._show(self._done / self._total)
+
+    def _show(self, share: float) -> None:
         now = monotonic()
         if now - self._reported > REPORT_SECONDS:
             self._reported = now
-            self.progress(min(self._done / self._total, 1.0))
+            self.progress(min(share, 1.0))

@@ -2,14 +2,16 @@
 """Train what a fit of `overfit` starts from: base networks and analysis, over photographs; export them as a checkpoint.
 
     scripts/train_overfit.py train PHOTOS -o run.pt --minutes 60 [--start run.pt]
-    scripts/train_overfit.py adapt PHOTOS --start run.pt -o adapted.pt --minutes 30
-    scripts/train_overfit.py export adapted.pt -o checkpoints --name overfit
+    scripts/train_overfit.py refine PHOTOS --start run.pt -o refined.pt --minutes 30
+    scripts/train_overfit.py train PHOTOS --start refined.pt -o final.pt --minutes 10 --only analysis
+    scripts/train_overfit.py export final.pt -o checkpoints --name overfit
 
 The decoder of `overfit` and a small analysis in front of it, trained as one autoencoder of all rate levels: λ·255²·MSE +
 bits, the level drawn anew for each batch. The finest grid is left out at low rates, kept at high ones, and drawn in between.
 
-Then networks move towards what descents for single crops make of them (Reptile: Nichol 2018, arXiv 1803.02999): what all
-pictures want is in the start, and need not be in their files.
+Latents that a descent found are others than those of an analysis. So the networks are trained once more with the latents of
+crops, each with its own, which descend as in a fit: what all pictures want is in the start, and need not be in their files.
+The analysis learns what these networks want.
 """
 
 from __future__ import annotations
@@ -19,8 +21,8 @@ import dataclasses
 import math
 import os
 import time
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -31,8 +33,10 @@ from bitstream.tables import constants_crc
 from codec.release import add_to_manifest
 from codec.training.data import CropStore, find_images
 from models.bf16 import fast_bf16
-from models.checkpoint import Checkpoint, save_checkpoint
+from models.checkpoint import save_checkpoint
+from models.overfit.adam import Adam
 from models.overfit.configs import GRIDS, MODEL, OverfitConfig, levelled
+from models.overfit.fit import LEARNING_RATE, NOISES, TEMPERATURES
 from models.overfit.networks import (
     Analysis,
     Parameters,
@@ -43,8 +47,8 @@ from models.overfit.networks import (
     picture,
     with_ring,
 )
-from models.overfit.runtime import ANALYSIS, OverfitModel
-from models.overfit.soft import ste
+from models.overfit.runtime import ANALYSIS
+from models.overfit.soft import soft_rounding, ste
 from models.overfit.weights import BaseNetworks
 from models.overfit.windows import WINDOW
 
@@ -54,7 +58,7 @@ WARM_UP, FLAT = 200, 0.3  # steps; share of the time before the cosine
 CLIP = 1.0
 EMA = 0.998
 SAVE_MINUTES = 4.0
-ADAPTION = 0.1  # share of what a descent moved the networks by, falling to 0 in the second half
+REFINING = {"networks": 1e-3, "gains": 1e-3}  # learning rates with latents of crops' own
 FINEST_LEVELS = 1.5, 5.0  # between these, the finest grid is there the more often the higher the level
 
 
@@ -111,19 +115,23 @@ def at(table: Tensor, level: float) -> Tensor:
     return table[low] + (table[low + 1] - table[low]) * (level - low)
 
 
-def costs(run: Run, x: Tensor, level: float, finest: int) -> tuple[Tensor, Tensor]:
-    """Return bits per pixel and mean squared error of a batch (B, 3, H, W): rates see noise, all else rounding."""
+def costs(run: Run, x: Tensor, level: float, finest: int, hat: list[Tensor], rated: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Return bits per pixel and mean squared error of a batch (B, 3, H, W): bits are of ``rated``, all else sees ``hat``."""
     parameters: Parameters = {name: at(value, level) if levelled(name) else value for name, value in run.parameters.items()}
     gains = at(run.gains, level)
-    values = [grid * gain.exp2() for grid, gain in zip(run.analysis(x), gains, strict=True)]
-    values = [torch.zeros_like(value) if grid < finest else value for grid, value in enumerate(values)]
-    hat = [ste(value) for value in values]
     bits = torch.zeros(())
     for grid in range(finest, GRIDS):
-        noisy = values[grid] + torch.rand_like(values[grid]) - 0.5
         coarse = with_ring(hat[grid + 1]) if grid < GRIDS - 1 else None
-        bits = bits + grid_bits(parameters, gains, grid, hat[grid], noisy, coarse)
+        bits = bits + grid_bits(parameters, gains, grid, hat[grid], rated[grid], coarse)
     return bits / (x.shape[0] * x.shape[2] * x.shape[3]), F.mse_loss(picture(parameters, gains, hat, fast=fast_bf16()), x)
+
+
+def costs_of_analysis(run: Run, x: Tensor, level: float, finest: int) -> tuple[Tensor, Tensor]:
+    """Return what ``costs`` does of the latents that the analysis finds: rates see noise, all else rounding."""
+    values = [grid * gain.exp2() for grid, gain in zip(run.analysis(x), at(run.gains, level), strict=True)]
+    values = [torch.zeros_like(value) if grid < finest else value for grid, value in enumerate(values)]
+    noisy = [value + torch.rand_like(value) - 0.5 for value in values]
+    return costs(run, x, level, finest, [ste(value) for value in values], noisy)
 
 
 def train(args: argparse.Namespace) -> None:
@@ -133,20 +141,19 @@ def train(args: argparse.Namespace) -> None:
     run = Run(config, args.seed)
     if args.start:
         run.load(state["averages"])
-    steps_before, minutes_before = (state["facts"].get(key, 0.0) for key in ("steps", "minutes"))
     paths = find_images(args.photos, CROP)
     paths = paths[:: max(1, -(-len(paths) // args.pictures))]
     store = CropStore(paths, torch.device("cpu"))
     begin, saved, losses, step = time.monotonic(), time.monotonic(), list[float](), 0
     while (share := (time.monotonic() - begin) / 60 / args.minutes) < 1:
         fall = 1.0 if share < FLAT else 0.5 * (1 + math.cos(math.pi * (share - FLAT) / (1 - FLAT)))
-        for group, rate in zip(run.optimizer.param_groups, RATES.values(), strict=True):
-            group["lr"] = rate * args.rate * fall * min(1.0, (step + 1) / WARM_UP)
+        for group, (name, rate) in zip(run.optimizer.param_groups, RATES.items(), strict=True):
+            group["lr"] = rate * args.rate * fall * min(1.0, (step + 1) / WARM_UP) * (args.only in (None, name))
         level = float(rng.uniform(0, config.levels - 1))
         low, high = FINEST_LEVELS
         finest = int(rng.random() > (level - low) / (high - low))
         lmbda = float(config.lmbda(torch.tensor(level)))
-        bpp, mse = costs(run, store.batch(BATCH, CROP, rng), level, finest)
+        bpp, mse = costs_of_analysis(run, store.batch(BATCH, CROP, rng), level, finest)
         loss = (lmbda * 255**2 * mse + bpp) / math.sqrt(lmbda) * 0.03
         run.optimizer.zero_grad()
         loss.backward()
@@ -157,58 +164,89 @@ def train(args: argparse.Namespace) -> None:
         losses.append(float(loss.detach()))
         if time.monotonic() - saved > 60 * SAVE_MINUTES:
             saved = time.monotonic()
-            run.save(args.output, _facts(begin, step, steps_before, minutes_before, len(paths)))
+            run.save(args.output, _facts(state["facts"], begin, step, len(paths)))
             print(f"{share * args.minutes:.0f} min, step {step}, loss {np.mean(losses[-1000:]):.4f}", flush=True)
-    run.save(args.output, _facts(begin, step, steps_before, minutes_before, len(paths)))
+    run.save(args.output, _facts(state["facts"], begin, step, len(paths)))
 
 
-def _facts(begin: float, step: int, steps: float, minutes: float, pictures: int) -> dict[str, float]:
-    return {"steps": steps + step, "minutes": round(minutes + (time.monotonic() - begin) / 60, 1), "pictures": pictures}
+def _facts(before: dict[str, float], begin: float, steps: int, pictures: int) -> dict[str, float]:
+    minutes = round(before.get("minutes", 0.0) + (time.monotonic() - begin) / 60, 1)
+    return before | {"steps": before.get("steps", 0.0) + steps, "minutes": minutes, "pictures": pictures}
 
 
-def adapt(args: argparse.Namespace) -> None:
-    """Move the networks of a state towards those that descents for crops end with."""
-    state = torch.load(args.start, weights_only=True)
-    config, averages = OverfitConfig.of(state["config"]), state["averages"]
-    rng, begin, saved, count = np.random.default_rng(args.seed), time.monotonic(), time.monotonic(), 0
+@dataclass
+class Crop:
+    """A crop x (1, 3, H, W) with latents of its own, as a fit has them, at a fractional level."""
+
+    x: Tensor
+    level: float
+    finest: int
+    latents: list[Adam]
+    visits: int = 0
+
+    @classmethod
+    @torch.no_grad()
+    def begun(cls, run: Run, x: Tensor, level: float, finest: int) -> Crop:
+        """Take the latents that the analysis finds."""
+        values = [grid * gain.exp2() for grid, gain in zip(run.analysis(x), at(run.gains, level), strict=True)]
+        return cls(x, level, finest, [Adam(value * (grid >= finest)) for grid, value in enumerate(values)])
+
+    def descend(self, run: Run, share: float) -> float:
+        """Take a step of the latents and of the networks, as in this share of a descent; return the Lagrangian in bpp."""
+        fall = 0.5 * (1 + math.cos(math.pi * share))
+        quantise = soft_rounding(*(first + (last - first) * share for first, last in (TEMPERATURES, NOISES)))
+        leaves = [adam.value.clone().requires_grad_(grid >= self.finest) for grid, adam in enumerate(self.latents)]
+        hat = [quantise(leaf) if leaf.requires_grad else leaf for leaf in leaves]
+        lmbda = float(run.config.lmbda(torch.tensor(self.level)))
+        bpp, mse = costs(run, self.x, self.level, self.finest, hat, hat)
+        cost = lmbda * 255**2 * mse + bpp
+        run.optimizer.zero_grad()
+        (cost / math.sqrt(lmbda)).backward()
+        for group, name in zip(run.optimizer.param_groups, RATES, strict=True):
+            group["lr"] = REFINING.get(name, 0.0) * fall
+        run.optimizer.step()
+        self.visits += 1
+        for adam, leaf in zip(self.latents, leaves, strict=True):
+            if leaf.grad is not None:
+                adam.step(leaf.grad, LEARNING_RATE * fall, self.visits)
+        return float(cost.detach())
+
+
+def _crops(run: Run, args: argparse.Namespace, rng: np.random.Generator) -> list[Crop]:
+    """Return crops of different photographs, their levels evenly over all."""
     paths = find_images(args.photos, WINDOW)
-    store = CropStore(paths[:: max(1, -(-len(paths) // args.pictures))], torch.device("cpu"))
-    gains = [float("nan")]
+    store = CropStore([paths[number] for number in rng.permutation(len(paths))[: args.crops]], torch.device("cpu"))
+    low, high = FINEST_LEVELS
+    crops = []
+    for number in range(args.crops):
+        level = (number + 0.5) / args.crops * (run.config.levels - 1)
+        finest = int(rng.random() > (level - low) / (high - low))
+        crops.append(Crop.begun(run, store.batch(1, WINDOW, rng), level, finest))
+    return crops
+
+
+def refine(args: argparse.Namespace) -> None:
+    """Train the networks of a state once more, all crops with latents of their own as a fit has them."""
+    state = torch.load(args.start, weights_only=True)
+    run, rng = Run(OverfitConfig.of(state["config"]), args.seed), np.random.default_rng(args.seed)
+    run.load(state["averages"])
+    crops = _crops(run, args, rng)
+    found, order, begin, saved = list[float](), list[int](), time.monotonic(), time.monotonic()
+
+    def save() -> None:
+        run.averages = {name: value.detach().clone() for name, value in run.tensors().items()}
+        minutes = round((time.monotonic() - begin) / 60, 1)
+        run.save(args.output, state["facts"] | {"refined": len(found), "refined_minutes": minutes, "crops": args.crops})
+
     while (share := (time.monotonic() - begin) / 60 / args.minutes) < 1:
-        level = int(rng.integers(256 * (config.levels - 1) + 1))
-        low, high = FINEST_LEVELS
-        finest = int(rng.random() > (level / 256 - low) / (high - low))
-        model = OverfitModel(_checkpoint(config, averages), torch.device("cpu"))
-        fit = model.fit(store.batch(1, WINDOW, rng)[0], level, finest)
-        before = fit.measure().cost(fit.lmbda)
-        fit.descend(args.iterations)
-        gains.append(1 - fit.measure().cost(fit.lmbda) / before)
-        move = ADAPTION * min(1.0, 2 * (1 - share))
-        for name, offset in fit.offsets().items():
-            value = averages[f"networks.{name}"]
-            if levelled(name):
-                row = min(level >> 8, config.levels - 2)
-                part = level / 256 - row
-                value[row] += move * (1 - part) * offset
-                value[row + 1] += move * part * offset
-            else:
-                value += move * offset
-        count += 1
-        if time.monotonic() - saved > 60 * SAVE_MINUTES or count == 1:
+        order = order or rng.permutation(args.crops).tolist()
+        found.append(crops[order.pop()].descend(run, share))
+        if time.monotonic() - saved > 60 * SAVE_MINUTES:
             saved = time.monotonic()
-            _write_adapted(args.output, state, count, begin)
-            print(
-                f"{share * args.minutes:.0f} min, {count} crops, a descent saves {100 * np.nanmean(gains[-50:]):.1f} %",
-                flush=True,
-            )
-    _write_adapted(args.output, state, count, begin)
-
-
-def _write_adapted(path: Path, state: dict[str, Any], count: int, begin: float) -> None:
-    facts = state["facts"] | {"adapted": count, "adapted_minutes": round((time.monotonic() - begin) / 60, 1)}
-    partial = path.with_suffix(path.suffix + ".partial")
-    torch.save(state | {"facts": facts}, partial)
-    os.replace(partial, path)
+            save()
+            mean = np.mean(found[-args.crops :])
+            print(f"{share * args.minutes:.0f} min, step {len(found)}, Lagrangian {mean:.4f}", flush=True)
+    save()
 
 
 def _tensors(config: OverfitConfig, averages: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -216,10 +254,6 @@ def _tensors(config: OverfitConfig, averages: dict[str, Tensor]) -> dict[str, Te
     parameters = {name.removeprefix("networks."): value for name, value in averages.items() if name.startswith("networks.")}
     tensors = BaseNetworks.rounded(config, parameters, averages["gains"]).tensors()
     return tensors | {name: value.half() for name, value in averages.items() if name.startswith(ANALYSIS)}
-
-
-def _checkpoint(config: OverfitConfig, averages: dict[str, Tensor]) -> Checkpoint:
-    return Checkpoint(MODEL, MODEL, dataclasses.asdict(config), _tensors(config, averages), "0" * 64, constants_crc())
 
 
 def export(args: argparse.Namespace) -> None:
@@ -239,7 +273,8 @@ def export(args: argparse.Namespace) -> None:
         "max_level": config.max_level,
         "steps": int(facts["steps"]),
         "minutes": facts["minutes"],
-        "adapted": f"{int(facts.get('adapted', 0))} crops of {WINDOW}, {facts.get('adapted_minutes', 0.0)} minutes",
+        "refined": f"{int(facts.get('refined', 0))} steps of {int(facts.get('crops', 0))} crops of {WINDOW}, "
+        f"{facts.get('refined_minutes', 0.0)} minutes",
         "data": f"{int(facts['pictures'])} photographs, crops of {CROP}",
         "tune": "psnr",
         "parameters": sum(math.prod(shape) for shape in config.shapes().values()),
@@ -259,18 +294,18 @@ def main() -> None:
     sub.add_argument("--minutes", type=float, default=60)
     sub.add_argument("--start", type=Path)
     sub.add_argument("--rate", type=float, default=1.0, help="of the learning rates")
+    sub.add_argument("--only", choices=list(RATES), help="of what is trained: all the rest stays")
     sub.add_argument("--pictures", type=int, default=500, help="held in memory at most")
     sub.add_argument("--seed", type=int, default=0)
     sub.set_defaults(run=train)
-    sub = commands.add_parser("adapt")
+    sub = commands.add_parser("refine")
     sub.add_argument("photos", type=Path)
     sub.add_argument("-o", "--output", type=Path, required=True)
     sub.add_argument("--minutes", type=float, default=30)
     sub.add_argument("--start", type=Path, required=True)
-    sub.add_argument("--iterations", type=int, default=200, help="of each descent")
-    sub.add_argument("--pictures", type=int, default=500, help="held in memory at most")
+    sub.add_argument("--crops", type=int, default=240)
     sub.add_argument("--seed", type=int, default=0)
-    sub.set_defaults(run=adapt)
+    sub.set_defaults(run=refine)
     sub = commands.add_parser("export")
     sub.add_argument("state", type=Path)
     sub.add_argument("-o", "--output", type=Path, required=True)

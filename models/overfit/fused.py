@@ -120,12 +120,10 @@ class _LaplaceBits:
         self._difference, self._mean = (a - s).mul_(0.5), s.add_(a).mul_(0.5)
         self._p = torch.where(inside, 1 - self._mean, self._difference).mul_(KEEP).add_(FLOOR)
 
-    def total(self) -> Tensor:
-        """Return the bits of all, weighted."""
+    def bits(self) -> Tensor:
+        """Return the bits, weighted."""
         bits = self._p.log2().neg_()
-        if self._weight is not None:
-            bits.mul_(self._weight)
-        return bits.sum()
+        return bits if self._weight is None else bits.mul_(self._weight)
 
     def gradients(self) -> tuple[Tensor, Tensor]:
         """Return those of the symbols (P,) and of ``out`` (2, P); what they were computed from is spent then."""
@@ -140,6 +138,70 @@ class _LaplaceBits:
         low, high = LOG2_SCALE
         d_out[1].masked_fill_((self._log2_scale <= low).logical_or_(self._log2_scale >= high), 0)
         return d_symbols, d_out
+
+
+class _Pass:
+    """The pass of an entropy network over a grid (B, h, w), in blocks: ``out`` (2, P), and the way back from its gradient."""
+
+    def __init__(self, net: EntropyWeights, seen: Tensor, coarse: Tensor | None) -> None:
+        self._net, self._size = net, seen.shape
+        blocks = _blocked(seen)
+        n, h, w = blocks.shape
+        self.layout = _Layout(n, h, w, cells=coarse is not None)
+        width, count = len(net.context), n * h * w
+        self._ring = F.pad(blocks, (2, 2, 2, 0))
+        taps = blocks.new_empty((len(TAPS), *self.layout.shape))
+        for tap, view in zip(taps, self._shifted(self._ring), strict=True):
+            tap.copy_(view)
+        self._taps, self._around = taps.reshape(len(TAPS), count), None
+        self._a1 = torch.mm(net.context, self._taps)
+        if coarse is not None:
+            assert net.coarse is not None
+            self._cells = _Cells(coarse, -(-seen.shape[1] // h), -(-seen.shape[2] // w), h // 2, w // 2)
+            self._around = self._cells.around(coarse)
+            self._a1.view(PHASES * width, -1).addmm_(net.coarse, self._around)
+        self._a1.add_(net.bias_1[:, None]).relu_()
+        self._a2 = torch.addmm(net.bias_2[:, None], net.hidden, self._a1).relu_()
+        self.out = torch.addmm(net.bias_3[:, None], net.out, self._a2)
+
+    def _shifted(self, ring: Tensor) -> list[Tensor]:
+        """Return, for each of the causal neighbours, views of where it lies in blocks with a ring around them."""
+        h, w = ring.shape[1] - 2, ring.shape[2] - 4
+        return [self.layout.apart(ring[:, 2 + dy : 2 + dy + h, 2 + dx : 2 + dx + w]) for dy, dx in TAPS]
+
+    def bits(self, rated: Tensor, gain: Tensor, weight: Tensor | None) -> _LaplaceBits:
+        """Return the bits of a grid's symbols (B, h, w), weighted; positions that only fill blocks weigh nothing."""
+        if weight is None and self.out.shape[1] != rated.numel():
+            weight = torch.ones_like(rated)
+        apart = None if weight is None else self.apart(weight)
+        return _LaplaceBits(self.apart(rated), self.out, float(gain), apart)
+
+    def apart(self, grid: Tensor) -> Tensor:
+        """Return values (B, h, w) as they lie in activations (P,)."""
+        return self.layout.apart(_blocked(grid)).reshape(-1)
+
+    def together(self, values: Tensor) -> Tensor:
+        """Return the values (P,) as a grid (B, h, w)."""
+        return _unblocked(self.layout.together(values), *self._size)
+
+    def gradients(self, d_out: Tensor) -> tuple[Tensor, Tensor | None, tuple[Tensor | None, ...]]:
+        """Return those of the grid, of the coarser one and of the weights."""
+        net = self._net
+        da2 = _relu_gradient(torch.mm(net.out.T, d_out), self._a2)
+        da1 = _relu_gradient(torch.mm(net.hidden.T, da2), self._a1)
+        d_ring = torch.zeros_like(self._ring)
+        d_taps = torch.mm(net.context.T, da1).reshape(len(TAPS), *self.layout.shape)
+        for view, tap in zip(self._shifted(d_ring), d_taps, strict=True):
+            view += tap
+        d_coarse = d_coarse_weight = None
+        if self._around is not None and net.coarse is not None:
+            apart = da1.view(PHASES * len(net.context), -1)
+            d_coarse = self._cells.gradient(torch.mm(net.coarse.T, apart))
+            d_coarse_weight = apart @ self._around.T
+        d_weights = (
+            da1 @ self._taps.T, d_coarse_weight, da1.sum(1), da2 @ self._a1.T, da2.sum(1), d_out @ self._a2.T, d_out.sum(1)
+        )  # fmt: skip
+        return _unblocked(d_ring[:, 2:, 2:-2], *self._size), d_coarse, d_weights
 
 
 class GridBits(torch.autograd.Function):
@@ -160,55 +222,17 @@ class GridBits(torch.autograd.Function):
         gain: Tensor,
         *weights: Tensor | None,
     ) -> Tensor:
-        net = EntropyWeights(*weights)  # type: ignore[arg-type]
-        b, h0, w0 = seen.shape
-        x = _blocked(seen)
-        n, h, w = x.shape
-        layout = _Layout(n, h, w, cells=coarse is not None)
-        width, count, own = len(net.context), n * h * w, rated is seen
-
-        ring = F.pad(x, (2, 2, 2, 0))
-        taps = x.new_empty((len(TAPS), *layout.shape))
-        for tap, view in zip(taps, _shifted(layout, ring, h, w), strict=True):
-            tap.copy_(view)
-        inputs = taps.reshape(len(TAPS), count)
-        a1 = torch.mm(net.context, inputs)
-        if coarse is not None:
-            assert net.coarse is not None
-            cells = _Cells(coarse, -(-h0 // h), -(-w0 // w), h // 2, w // 2)
-            around = cells.around(coarse)
-            a1.view(PHASES * width, -1).addmm_(net.coarse, around)
-        a1.add_(net.bias_1[:, None]).relu_()
-        a2 = torch.addmm(net.bias_2[:, None], net.hidden, a1).relu_()
-        out = torch.addmm(net.bias_3[:, None], net.out, a2)
-        if weight is None and count != seen.numel():
-            weight = torch.ones_like(seen)
-        weights_apart = None if weight is None else layout.apart(_blocked(weight)).reshape(count)
-        symbols = layout.apart(x if own else _blocked(rated)).reshape(count)
-        laplace = _LaplaceBits(symbols, out, float(gain), weights_apart)
-        total = laplace.total()
+        network = _Pass(EntropyWeights(*weights), seen, coarse)  # type: ignore[arg-type]
+        laplace, out = network.bits(rated, gain, weight), network.out
+        total = laplace.bits().sum()
         if not any(ctx.needs_input_grad):
             return total
-
-        d_rated, d_out = laplace.gradients()
+        d_symbols, d_out = laplace.gradients()
         d_gain = math.log(2) * (d_out[0] * out[0]).sum() + d_out[1].sum() if ctx.needs_input_grad[4] else None
-        da2 = _relu_gradient(torch.mm(net.out.T, d_out), a2)
-        da1 = _relu_gradient(torch.mm(net.hidden.T, da2), a1)
-        d_ring = torch.zeros_like(ring)
-        d_taps = torch.mm(net.context.T, da1).reshape(taps.shape)
-        for view, tap in zip(_shifted(layout, d_ring, h, w), d_taps, strict=True):
-            view += tap
-        d_plane, d_rated = d_ring[:, 2:, 2:-2], layout.together(d_rated)
-        d_seen = _unblocked(d_plane + d_rated if own else d_plane, b, h0, w0)
-        d_coarse = d_coarse_weight = None
-        if coarse is not None and net.coarse is not None:
-            apart = da1.view(PHASES * width, -1)
-            d_coarse = cells.gradient(torch.mm(net.coarse.T, apart))
-            d_coarse_weight = apart @ around.T
-        ctx.gradients = (
-            d_seen, None if own else _unblocked(d_rated, b, h0, w0), d_coarse, None, d_gain, da1 @ inputs.T, d_coarse_weight,
-            da1.sum(1), da2 @ a1.T, da2.sum(1), d_out @ a2.T, d_out.sum(1),
-        )  # fmt: skip
+        d_rated = network.together(d_symbols)
+        d_seen, d_coarse, d_weights = network.gradients(d_out)
+        both = (d_seen + d_rated, None) if rated is seen else (d_seen, d_rated)
+        ctx.gradients = (*both, d_coarse, None, d_gain, *d_weights)
         return total
 
     @staticmethod
@@ -216,9 +240,10 @@ class GridBits(torch.autograd.Function):
         return tuple(None if gradient is None else gradient * scale for gradient in ctx.gradients)
 
 
-def _shifted(layout: _Layout, ring: Tensor, h: int, w: int) -> list[Tensor]:
-    """Return, for each of the causal neighbours, views of where it lies in blocks (n, h, w) with a ring around them."""
-    return [layout.apart(ring[:, 2 + dy : 2 + dy + h, 2 + dx : 2 + dx + w]) for dy, dx in TAPS]
+def bits_by_position(symbols: Tensor, coarse: Tensor | None, gain: Tensor, weights: EntropyWeights) -> Tensor:
+    """Return the bits of each position (B, h, w) of a grid, of arguments as ``GridBits`` takes them; without gradients."""
+    network = _Pass(weights, symbols, coarse)
+    return network.together(network.bits(symbols, gain, None).bits())
 
 
 class Upsample(torch.autograd.Function):

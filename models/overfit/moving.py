@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from models.overfit.adam import Adam
@@ -15,7 +14,6 @@ from models.overfit.networks import Parameters
 from models.overfit.weights import ABSENT, LIMIT, STEPS, UNITS, Differences, best_shape
 
 LEARNING_RATE = 2e-3
-SHRINK = 0.2  # of a step of Adam: towards the base, so that what only the noise of windows moves stays there
 CURVE = 2.0  # of the logarithm, at a step: the higher, the more of the differences are zero
 TYPICAL_STEP = 2.0**-6  # of differences, for their rate in the loss as long as steps are not chosen
 FIRST_STEP = 9  # where the search for steps begins: 2^-7
@@ -72,8 +70,7 @@ class MovingNetworks:
 
     def move(self, gradient: Tensor, rate: float, count: int) -> None:
         """Take the count-th step of what is not frozen, at this share of the learning rate."""
-        moved = self._adam.moved(gradient, LEARNING_RATE * rate, count) - self._start
-        moved = self._start + F.softshrink(moved, SHRINK * LEARNING_RATE * rate)
+        moved = self._adam.moved(gradient, LEARNING_RATE * rate, count)
         self.value.copy_(torch.where(self.frozen, self.value, moved))  # at once: an interrupt leaves what is frozen alone
 
     def differences(self, steps: tuple[int, ...]) -> Differences:

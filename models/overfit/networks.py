@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.overfit.configs import GRIDS, INPUTS, OUTPUTS, PHASES, OverfitConfig, levelled
-from models.overfit.fused import EntropyWeights, GridBits, Upsample
+from models.overfit.fused import EntropyWeights, GridBits, Upsample, bits_by_position
 
 Parameters = dict[str, Tensor]
 
@@ -68,6 +68,11 @@ def grid_bits(
     """Return the bits of a grid, added up: see ``GridBits``. ``coarse`` has a ring of one position around it."""
     total: Tensor = GridBits.apply(seen, rated, coarse, weight, gains[grid], *entropy_weights(parameters, gains, grid))
     return total
+
+
+def position_bits(parameters: Parameters, gains: Tensor, grid: int, symbols: Tensor, coarse: Tensor | None) -> Tensor:
+    """Return the bits of each position (B, h, w) of a grid, without gradients; ``coarse`` as for ``grid_bits``."""
+    return bits_by_position(symbols, coarse, gains[grid], entropy_weights(parameters, gains, grid))
 
 
 def with_ring(grid: Tensor) -> Tensor:

@@ -57,7 +57,7 @@ class Area(NamedTuple):
         )
 
 
-def windows_of(height: int, width: int) -> list[Area]:
-    """Return the windows of a picture with sides multiples of 64, in raster order."""
-    rows, columns = ([(start, min(start + WINDOW, side)) for start in range(0, side, WINDOW)] for side in (height, width))
+def windows_of(height: int, width: int, side: int = WINDOW) -> list[Area]:
+    """Return the windows of a picture with sides multiples of 64, in raster order, of ``side`` pixels squared at most."""
+    rows, columns = ([(start, min(start + side, end)) for start in range(0, end, side)] for end in (height, width))
     return [Area(*row, *column) for row in rows for column in columns]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 from models.overfit import moving
 from models.overfit.configs import GRIDS
@@ -93,7 +92,7 @@ def test_an_interrupt_of_a_step_leaves_what_is_frozen(networks, tiny, monkeypatc
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(F, "softshrink", interrupted)
+        patch.setattr(torch, "where", interrupted)
         with pytest.raises(KeyboardInterrupt):
             networks.move(torch.randn_like(networks.value), 1.0, 1)
     assert torch.equal(networks.value, before)
@@ -111,13 +110,6 @@ def test_chosen_steps_cost_no_more_than_the_first_ones_or_none(networks):
     best = cost_of(networks.choose_steps(cost))
     for step in (ABSENT, FIRST_STEP):
         assert best <= cost_of(tuple(ABSENT if number == 0 else step for number in range(13))) + 1e-9
-
-
-def test_shrinking_undoes_what_is_less_than_its_step(tiny, base):
-    networks = MovingNetworks(tiny.config, base, 1)
-    networks.value[:10] += 1e-5
-    networks.move(torch.zeros_like(networks.value), 1.0, 1)
-    assert not any(offset.any() for offset in networks.offsets().values())
 
 
 def test_differences_stay_at_another_level(networks, tiny):
