@@ -12,27 +12,22 @@ import warnings
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from time import monotonic
 
 import numpy as np
 import torch
 
-from bitstream.container import Container, Tile
 from bitstream.engines import Engine
 from bitstream.errors import TargetError, UsageError, WriteError
-from bitstream.grid import Rect, padded
-from bitstream.header import Header
-from codec import images
-from codec.alpha import pack_tiles
+from bitstream.grid import padded
 from codec.files import check_target
-from codec.fitted import FittedDecoder
+from codec.fitted_encoder import FittedEncoder
 from codec.images import Picture
-from codec.metrics import psnr_db
-from codec.targets import DEFAULT_QUALITY, Attempt, LevelSearch, Target
+from codec.targets import DEFAULT_QUALITY, Attempt, Target
 from models.overfit.fit import Fit
-from models.overfit.runtime import OverfitModel, empty_grids
+from models.overfit.runtime import OverfitModel
 from models.overfit.state import State, check_facts, stored_facts
 from models.overfit.windows import windows_of
 
@@ -41,7 +36,6 @@ WINDOWS = 6
 TRIAL_SHARE = 0.05  # of the iterations: descents that search
 TRIALS = 3  # short descents for a target at most
 NEAR = 128  # levels in 1/256 from a descent's own to which its latents serve well
-TOO_LARGE, TOO_COARSE_DB = 2.0, 6.0  # of a short descent, for the long one to meet the target
 CHOICE_SHARE = 0.1  # of the iterations: as many take about as long as the choice of symbols behind the long descent
 POLISH_SHARE = 0.1  # of the iterations: behind the long descent, at the level that was found then
 POLISHED = 8  # levels in 1/256 from which that pays
@@ -72,9 +66,9 @@ class PictureFit:
     interrupted: bool = field(init=False, default=False)
 
     def __post_init__(self) -> None:
-        h, w, _ = self.picture.pixels.shape
+        self._encoder = FittedEncoder(self.model, self.engine, self.picture, self.target)
+        h, w = self._size = self._encoder.size
         self._x = torch.from_numpy(self.picture.pixels).permute(2, 0, 1)
-        self._size = h, w
         windows = len(windows_of(padded(h), padded(w)))
         self.iterations = math.ceil(ITERATIONS[self.effort] * max(1, windows / WINDOWS))
         self._found: tuple[Fit, int] | None = None  # the descent that an interrupt leaves, and its level
@@ -212,37 +206,17 @@ class PictureFit:
             fit = self._short(level, finest, lambda fit: fit.run(iterations, self._report))
             before = level
             try:
-                level, _ = self._search(fit, before)
+                level, _ = self._encoder.search(fit, before)
             except TargetError:  # the long descent may do it
-                level = 0 if self._too_large(self._code(fit, before, before)) else self.model.max_level
-                if before == level:
-                    self._check_reach(self._code(fit, level, level))
+                level = self._encoder.nearest_end(fit, before)
             if abs(level - before) < NEAR:
                 break
         return level
 
-    def _too_large(self, file: Attempt) -> bool:
-        """Return whether a file is over the limit of bytes."""
-        limit = self.target.limit(self._size[0] * self._size[1])
-        return limit is not None and len(file.data) > limit
-
-    def _check_reach(self, best: Attempt) -> None:
-        """Raise TargetError if a short descent at the end of the range is so far off that the long one will not help."""
-        h, w = self._size
-        limit = self.target.limit(h * w)
-        far = limit is not None and len(best.data) > TOO_LARGE * limit
-        if far or (self.target.psnr is not None and best.psnr_db < self.target.psnr - TOO_COARSE_DB):
-            LevelSearch(lambda _: best, 0).run(self.target, h * w)
-
-    def _search(self, fit: Fit, level: int) -> tuple[int, Attempt]:
-        """Return the level that meets the target, and its file, of a descent at a level as it stands. Raises TargetError."""
-        h, w = self._size
-        return LevelSearch(lambda at: self._code(fit, level, at), self.model.max_level).run(self.target, h * w, level)
-
     def _searched(self, fit: Fit, level: int) -> tuple[int, Attempt]:
-        """Return what ``_search`` does; a target that is missed since the descent was interrupted is said to be."""
+        """Return level and file of the search; a target that is missed since the descent was interrupted is said to be."""
         try:
-            return self._search(fit, level)
+            return self._encoder.search(fit, level)
         except TargetError as error:
             if self.interrupted:
                 raise TargetError(f"interrupted before the target was met: so far, {error}") from error
@@ -257,24 +231,9 @@ class PictureFit:
         with self._interruptible():
             fit.extend(iterations, self._report)
         try:
-            return self._search(fit, found)[1]
+            return self._encoder.search(fit, found)[1]
         except TargetError:
             return None
-
-    def _code(self, fit: Fit, level: int, at: int) -> Attempt:
-        """Return the file of a descent at a level as it stands, its latents scaled to the gains of another one."""
-        h, w = self._size
-        latents = self.model.scaled(fit.latents, level, at)
-        differences = replace(fit.quantise(), finest=max(fit.finest, empty_grids(latents)))
-        coded = self.model.code(latents, differences, at, h, w, self.engine)
-        picture = self.picture
-        (alpha,) = pack_tiles(picture.alpha, [Rect(0, 0, w, h)])
-        header = Header(w, h, picture.gray, self.model.checkpoint.model_id, at, 0, alpha=picture.alpha is not None, fitted=True)
-        data = Container.of_tiles(header, [Tile(coded.payloads, coded.crc, alpha)], picture.metadata).pack()
-        if self.target.psnr is None:
-            return Attempt(data)
-        pixels = FittedDecoder(self.model, w, h, at).decode(lambda _: coded.decoded, Rect(0, 0, w, h))
-        return Attempt(data, psnr_db(picture.pixels, images.shown(pixels, gray=picture.gray)))
 
     def _report(self, _: int, bpp: float, psnr: float) -> None:
         self._done += 1
