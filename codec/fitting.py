@@ -26,7 +26,7 @@ from codec.files import check_target
 from codec.fitted_encoder import FittedEncoder
 from codec.images import Picture
 from codec.targets import DEFAULT_QUALITY, Attempt, Target
-from models.overfit.fit import Fit
+from models.overfit.fit import Fit, extended, sets_of
 from models.overfit.runtime import OverfitModel
 from models.overfit.state import State, check_facts, stored_facts
 from models.overfit.windows import windows_of
@@ -36,7 +36,7 @@ WINDOWS = 6
 TRIAL_SHARE = 0.05  # of the iterations: descents that search
 TRIALS = 3  # short descents for a target at most
 NEAR = 128  # levels in 1/256 from a descent's own to which its latents serve well
-CHOICE_SHARE = 0.1  # of the iterations: as many take about as long as the choice of symbols behind the long descent
+SET_ITERATIONS = 2.5  # of each window take about as long as a set of the choice of symbols
 POLISH_SHARE = 0.1  # of the iterations: behind the long descent, at the level that was found then
 POLISHED = 8  # levels in 1/256 from which that pays
 FULL_RESOLUTION = 2.5  # level from which the finest grid may pay: it is tried
@@ -69,21 +69,22 @@ class PictureFit:
         self._encoder = FittedEncoder(self.model, self.engine, self.picture, self.target)
         h, w = self._size = self._encoder.size
         self._x = torch.from_numpy(self.picture.pixels).permute(2, 0, 1)
-        windows = len(windows_of(padded(h), padded(w)))
-        self.iterations = math.ceil(ITERATIONS[self.effort] * max(1, windows / WINDOWS))
+        self._windows = len(windows_of(padded(h), padded(w)))
+        self.iterations = math.ceil(ITERATIONS[self.effort] * max(1, self._windows / WINDOWS))
         self._found: tuple[Fit, int] | None = None  # the descent that an interrupt leaves, and its level
-        self._done, self._total = 0, 1
+        self._done, self._total = 0.0, 1.0
         self._reported = 0.0
 
     def run(self) -> bytes:
         """Return the file. Raises TargetError if no level meets the target, UsageError for a state of another descent."""
         asked, trial, polish = not self.target.is_quality, self._share(TRIAL_SHARE), self._share(POLISH_SHARE)
-        self._total = self.iterations + self._share(CHOICE_SHARE) + trial * (2 + TRIALS * asked) + polish * asked
+        behind = (polish + self._choice(extended(polish))) * asked
+        self._total = trial * (2 + TRIALS * asked) + self.iterations + self._choice(self.iterations) + behind
         with torch.random.fork_rng(devices=[self.model.device] if self.model.device.type == "cuda" else []):
             torch.manual_seed(0)
             fit, level = self._begin(trial)
             if not self.interrupted:
-                self._descend(fit, level, polish * asked)
+                self._descend(fit, level, behind)
             found, file = self._searched(fit, level)
             if abs(found - level) >= POLISHED and not self.interrupted:
                 with self._interruptible():
@@ -93,6 +94,10 @@ class PictureFit:
 
     def _share(self, share: float) -> int:
         return max(1, round(self.iterations * share))
+
+    def _choice(self, iterations: int) -> float:
+        """Return how many iterations take about as long as the choice of symbols behind so many."""
+        return sets_of(iterations, self._windows) * self._windows * SET_ITERATIONS
 
     @contextmanager
     def _interruptible(self) -> Iterator[None]:
@@ -112,26 +117,32 @@ class PictureFit:
         assert self._found is not None
         return self._found
 
-    def _descend(self, fit: Fit, level: int, rest: int) -> None:
-        """Run the long descent, with so many iterations behind it; an interrupt ends it, and what it has is kept."""
+    def _descend(self, fit: Fit, level: int, rest: float) -> None:
+        """Run the long descent, with what takes so many iterations behind it; an interrupt ends it, and what it has is kept."""
         facts = self._facts() | {"level": str(level), "finest": str(fit.finest)}
         if self.resume is not None and self.resume.exists():
             fit.resume(self.resume, facts)
-        choice = self._share(CHOICE_SHARE)
-        self._done = max(self._done, self._total - rest - choice - self.iterations + fit.iteration)
+        before = self._total - rest - self._choice(self.iterations) - self.iterations
+        self._done = max(self._done, before + fit.iteration)
         saved = monotonic()
 
-        def report(iteration: int, bpp: float, psnr: float) -> None:
+        def save_in_time() -> None:
             nonlocal saved
-            self._report(iteration, bpp, psnr)
             if monotonic() - saved > SAVE_SECONDS:
                 self._save(fit, facts)
                 saved = monotonic()
 
+        def report(iteration: int, bpp: float, psnr: float) -> None:
+            self._report(iteration, bpp, psnr)
+            save_in_time()
+
+        def choosing(share: float) -> None:
+            self._show(before + self.iterations + share * self._choice(self.iterations))
+            save_in_time()
+
         try:
             with self._interruptible():
-                fit.run(self.iterations, report, lambda share: self._show((self._done + choice * share) / self._total))
-            self._done += choice
+                fit.run(self.iterations, report, choosing)
         except KeyboardInterrupt:
             self._save(fit, facts)
             raise
@@ -228,24 +239,25 @@ class PictureFit:
         An interrupt ends that, and what it has is kept.
         """
         self.model.move(fit, level, found)
+        choice = self._choice(extended(iterations))
         with self._interruptible():
-            fit.extend(iterations, self._report)
+            fit.extend(iterations, self._report, lambda share: self._show(self._total - choice * (1 - share)))
         try:
             return self._encoder.search(fit, found)[1]
         except TargetError:
             return None
 
     def _report(self, _: int, bpp: float, psnr: float) -> None:
-        self._done += 1
         if self.state is None:
             self.state = State(bpp, 0.0, psnr)
         else:  # of one window after another: a mean of the last ones
             old = self.state
             self.state = State(old.latents_bpp * 0.95 + bpp * 0.05, 0.0, old.psnr_db * 0.95 + psnr * 0.05)
-        self._show(self._done / self._total)
+        self._show(self._done + 1)
 
-    def _show(self, share: float) -> None:
-        now = monotonic()
+    def _show(self, done: float) -> None:
+        """Report the progress, if it is time: what is worth so many iterations is done."""
+        self._done, now = done, monotonic()
         if now - self._reported > REPORT_SECONDS:
             self._reported = now
-            self.progress(min(share, 1.0))
+            self.progress(min(done / self._total, 1.0))

@@ -36,7 +36,7 @@ from models.bf16 import fast_bf16
 from models.checkpoint import save_checkpoint
 from models.overfit.adam import Adam
 from models.overfit.configs import GRIDS, MODEL, OverfitConfig, levelled
-from models.overfit.fit import LEARNING_RATE, NOISES, TEMPERATURES
+from models.overfit.fit import LEARNING_RATE
 from models.overfit.networks import (
     Analysis,
     Parameters,
@@ -48,9 +48,10 @@ from models.overfit.networks import (
     with_ring,
 )
 from models.overfit.runtime import ANALYSIS
-from models.overfit.soft import soft_rounding, ste
+from models.overfit.soft import annealed
 from models.overfit.weights import BaseNetworks
 from models.overfit.windows import WINDOW
+from models.rounding import ste_round
 
 BATCH, CROP = 8, 128
 RATES = {"analysis": 8e-4, "networks": 1.6e-3, "gains": 5e-3}
@@ -84,9 +85,14 @@ class Run:
         networks = {f"networks.{name}": value for name, value in self.parameters.items()}
         return networks | {"gains": self.gains} | {ANALYSIS + name: value for name, value in self.analysis.named_parameters()}
 
-    def all_tensors(self) -> list[Tensor]:
-        """Return all that is trained."""
-        return list(self.tensors().values())
+    def trained(self) -> list[Tensor]:
+        """Return all that has a learning rate above 0."""
+        return [value for group in self.optimizer.param_groups if group["lr"] for value in group["params"]]
+
+    def latents(self, x: Tensor, level: float, finest: int) -> list[Tensor]:
+        """Return the grids that the analysis finds, multiplied by the gains; those finer than ``finest`` are zero."""
+        found = zip(self.analysis(x), at(self.gains, level), strict=True)
+        return [value * gain.exp2() * (grid >= finest) for grid, (value, gain) in enumerate(found)]
 
     @torch.no_grad()
     def load(self, averages: dict[str, Tensor]) -> None:
@@ -115,6 +121,12 @@ def at(table: Tensor, level: float) -> Tensor:
     return table[low] + (table[low + 1] - table[low]) * (level - low)
 
 
+def finest_at(level: float, rng: np.random.Generator) -> int:
+    """Draw whether there is a finest grid: 0 or 1."""
+    low, high = FINEST_LEVELS
+    return int(rng.random() > (level - low) / (high - low))
+
+
 def costs(run: Run, x: Tensor, level: float, finest: int, hat: list[Tensor], rated: list[Tensor]) -> tuple[Tensor, Tensor]:
     """Return bits per pixel and mean squared error of a batch (B, 3, H, W): bits are of ``rated``, all else sees ``hat``."""
     parameters: Parameters = {name: at(value, level) if levelled(name) else value for name, value in run.parameters.items()}
@@ -128,10 +140,9 @@ def costs(run: Run, x: Tensor, level: float, finest: int, hat: list[Tensor], rat
 
 def costs_of_analysis(run: Run, x: Tensor, level: float, finest: int) -> tuple[Tensor, Tensor]:
     """Return what ``costs`` does of the latents that the analysis finds: rates see noise, all else rounding."""
-    values = [grid * gain.exp2() for grid, gain in zip(run.analysis(x), at(run.gains, level), strict=True)]
-    values = [torch.zeros_like(value) if grid < finest else value for grid, value in enumerate(values)]
+    values = run.latents(x, level, finest)
     noisy = [value + torch.rand_like(value) - 0.5 for value in values]
-    return costs(run, x, level, finest, [ste(value) for value in values], noisy)
+    return costs(run, x, level, finest, [ste_round(value) for value in values], noisy)
 
 
 def train(args: argparse.Namespace) -> None:
@@ -150,14 +161,13 @@ def train(args: argparse.Namespace) -> None:
         for group, (name, rate) in zip(run.optimizer.param_groups, RATES.items(), strict=True):
             group["lr"] = rate * args.rate * fall * min(1.0, (step + 1) / WARM_UP) * (args.only in (None, name))
         level = float(rng.uniform(0, config.levels - 1))
-        low, high = FINEST_LEVELS
-        finest = int(rng.random() > (level - low) / (high - low))
+        finest = finest_at(level, rng)
         lmbda = float(config.lmbda(torch.tensor(level)))
         bpp, mse = costs_of_analysis(run, store.batch(BATCH, CROP, rng), level, finest)
         loss = (lmbda * 255**2 * mse + bpp) / math.sqrt(lmbda) * 0.03
         run.optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(run.all_tensors(), CLIP)
+        torch.nn.utils.clip_grad_norm_(run.trained(), CLIP)
         run.optimizer.step()
         step += 1
         run.average(step)
@@ -188,13 +198,11 @@ class Crop:
     @torch.no_grad()
     def begun(cls, run: Run, x: Tensor, level: float, finest: int) -> Crop:
         """Take the latents that the analysis finds."""
-        values = [grid * gain.exp2() for grid, gain in zip(run.analysis(x), at(run.gains, level), strict=True)]
-        return cls(x, level, finest, [Adam(value * (grid >= finest)) for grid, value in enumerate(values)])
+        return cls(x, level, finest, [Adam(value) for value in run.latents(x, level, finest)])
 
     def descend(self, run: Run, share: float) -> float:
         """Take a step of the latents and of the networks, as in this share of a descent; return the Lagrangian in bpp."""
-        fall = 0.5 * (1 + math.cos(math.pi * share))
-        quantise = soft_rounding(*(first + (last - first) * share for first, last in (TEMPERATURES, NOISES)))
+        quantise, fall = annealed(share)
         leaves = [adam.value.clone().requires_grad_(grid >= self.finest) for grid, adam in enumerate(self.latents)]
         hat = [quantise(leaf) if leaf.requires_grad else leaf for leaf in leaves]
         lmbda = float(run.config.lmbda(torch.tensor(self.level)))
@@ -213,16 +221,11 @@ class Crop:
 
 
 def _crops(run: Run, args: argparse.Namespace, rng: np.random.Generator) -> list[Crop]:
-    """Return crops of different photographs, their levels evenly over all."""
+    """Return crops of photographs, their levels evenly over all."""
     paths = find_images(args.photos, WINDOW)
     store = CropStore([paths[number] for number in rng.permutation(len(paths))[: args.crops]], torch.device("cpu"))
-    low, high = FINEST_LEVELS
-    crops = []
-    for number in range(args.crops):
-        level = (number + 0.5) / args.crops * (run.config.levels - 1)
-        finest = int(rng.random() > (level - low) / (high - low))
-        crops.append(Crop.begun(run, store.batch(1, WINDOW, rng), level, finest))
-    return crops
+    levels = [(number + 0.5) / args.crops * (run.config.levels - 1) for number in range(args.crops)]
+    return [Crop.begun(run, store.batch(1, WINDOW, rng), level, finest_at(level, rng)) for level in levels]
 
 
 def refine(args: argparse.Namespace) -> None:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.bf16 import fast_bf16
-from models.overfit.configs import GRIDS
+from models.overfit.configs import GRIDS, PHASES
 from models.overfit.networks import Parameters, grid_bits, inputs_of, position_bits, synthesis, upsampled
 from models.overfit.windows import Area
 
@@ -17,7 +17,7 @@ HALO = 2  # positions around a window that synthesis sees: of grid 1, and so of 
 
 
 class WindowCosts:
-    """Bits and errors of windows of one picture x (3, H, W) in [0, 1], sides multiples of 64; only h × w of it count.
+    """Bits and errors of windows of one picture x (3, H, W) in [0, 1], sides multiples of 64; only ``size`` of it counts.
 
     Windows lie on multiples of 64 pixels. What is given of the grids are planes (1, h, w) of what a window sees of each
     (``seen``): ``cut`` cuts them. Grids finer than ``finest`` are zero, and cost nothing.
@@ -27,9 +27,9 @@ class WindowCosts:
         h, w = x.shape[1:]
         self.finest, self._sizes = finest, [(h >> grid, w >> grid) for grid in range(GRIDS)]
         self._cells = F.pixel_unshuffle(x[None], 2).contiguous()
-        inside = torch.zeros(1, h, w, device=x.device)
-        inside[:, : size[0], : size[1]] = 1
-        self._inside = None if size == (h, w) else F.pixel_unshuffle(inside[None].expand(-1, 3, -1, -1), 2).contiguous()
+        inside = torch.zeros(1, 1, h, w, device=x.device)
+        inside[..., : size[0], : size[1]] = 1
+        self._inside = None if size == (h, w) else F.pixel_unshuffle(inside, 2)
         self._fast = x.device.type != "cpu" or fast_bf16()  # elsewhere bf16 is slower than float32
 
     def seen(self, window: Area, grid: int) -> Area:
@@ -42,11 +42,15 @@ class WindowCosts:
         return [value[self.seen(window, grid).whole].detach().clone()[None] for grid, value in enumerate(grids)]
 
     def total(
-        self, parameters: Parameters, gains: Tensor, window: Area, hat: Sequence[Tensor], *, fast: bool = False
-    ) -> tuple[Tensor, Tensor]:
-        """Return bits and squared error of a window, added up; ``fast`` as in ``synthesis``, where that is fast."""
+        self, parameters: Parameters, gains: Tensor, window: Area, hat: Sequence[Tensor], *, fast: bool = False,
+        grids: Sequence[int] | None = None,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """Return bits and squared error of a window, added up; ``fast`` as in ``synthesis``, where that is fast.
+
+        Bits are those of all grids from ``finest`` on, or of some.
+        """
         bits = torch.zeros((), device=gains.device)
-        for grid in range(self.finest, GRIDS):
+        for grid in range(self.finest, GRIDS) if grids is None else grids:
             own, blocks, symbols, coarse = self._coded(window, hat, grid)
             weight = None
             if blocks != own:
@@ -87,7 +91,7 @@ class WindowCosts:
         own = window.coarser(1)
         difference = cells[0][own.inside(area)] - self._cells[0][own.whole]
         if self._inside is not None:
-            difference = difference * self._inside[0][own.whole]
+            difference = (difference.unflatten(0, (3, PHASES)) * self._inside[0][own.whole]).flatten(0, 1)
         return difference.square()
 
     def _planes(self, parameters: Parameters, gains: Tensor, window: Area, hat: Sequence[Tensor]) -> tuple[Tensor, Area]:

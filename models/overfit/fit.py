@@ -23,7 +23,7 @@ from models.overfit.configs import GRIDS, OverfitConfig
 from models.overfit.costs import WindowCosts
 from models.overfit.moving import MovingNetworks
 from models.overfit.networks import Parameters
-from models.overfit.soft import soft_rounding
+from models.overfit.soft import annealed
 from models.overfit.state import State, read_state, write_state
 from models.overfit.weights import Differences
 from models.overfit.windows import Area, windows_of
@@ -32,16 +32,24 @@ LEARNING_RATE = 8e-2  # of latents
 FREEZING = 0.75, 0.98  # of the iterations: between these, one parameter of the networks after another is frozen
 NETWORKS_WEIGHT = 6.0  # of the rate of networks in the loss: what only the noise of windows moves stays at the base
 NETWORKS_END = 0.1  # of their learning rate: where it has fallen to
-TEMPERATURES = 0.3, 0.1  # of soft rounding, from the first iteration to the last
-NOISES = 2.0, 3.0  # exponents of Kumaraswamy noise: 1 is uniform
-CHOICES = 24  # the most sets of symbols of a grid that are tried behind a descent
-VISITS = 16  # of a window for each of them: less where a descent is short
+SETS = 24  # of symbols of a grid that are tried behind a descent, at most
+VISITS_PER_SET = 16  # iterations of each window that a set is worth
 EXTENSION = 0.25  # of a descent: its last part, done again where λ was changed a little
 
 Report = Callable[[int, float, float], None]
 
 
 def _nothing(*_: float) -> None: ...
+
+
+def extended(iterations: int) -> int:
+    """Return how long a descent would be whose last part is so long."""
+    return round(iterations / EXTENSION)
+
+
+def sets_of(iterations: int, windows: int) -> int:
+    """Return how many sets of symbols of a grid are tried behind a descent."""
+    return min(SETS, iterations // (VISITS_PER_SET * windows))
 
 
 class Fit:
@@ -65,7 +73,7 @@ class Fit:
         self._networks = MovingNetworks(config, base, finest)
         self.windows = windows_of(h, w)
         self.iteration = 0
-        self._chosen = False  # of symbols: behind a descent, once
+        self._jobs_done = 0  # of the choice of symbols
         self._order: list[int] = []
 
     @property
@@ -93,27 +101,31 @@ class Fit:
             self._freeze(self.iteration / iterations)
             self._turn(self.iteration, iterations, report)
         self._freeze(1.0)
-        if not self._chosen:
-            self._choose(iterations, choosing)
+        self._choose(iterations, choosing)
 
     def descend(self, iterations: int, report: Report = _nothing) -> None:
-        """Descend to this number of iterations as ``run`` does, without quantised networks: to see how far it comes."""
+        """Descend to this number of iterations as ``run`` does, but quantise and choose nothing: to see how far it comes."""
         while self.iteration < iterations:
             self._turn(self.iteration, iterations, report)
 
-    def extend(self, iterations: int, report: Report = _nothing) -> None:
-        """Descend with the latents alone, as in the last part of a descent: for a λ that was changed a little."""
+    def extend(self, iterations: int, report: Report = _nothing, choosing: Callable[[float], None] = _nothing) -> None:
+        """Descend with the latents alone, as in the last part of a descent, and choose symbols: for a λ that was changed."""
         self.quantise()
-        whole = round(iterations / EXTENSION)
+        whole = extended(iterations)
         for done in range(whole - iterations, whole):
             self._turn(done, whole, report)
-        self._choose(iterations)
+        self._jobs_done = 0
+        self._choose(whole, choosing)
 
-    def _choose(self, iterations: int, report: Callable[[float], None] = _nothing) -> None:
-        """Choose symbols behind a descent of so many iterations."""
+    def _choose(self, iterations: int, report: Callable[[float], None]) -> None:
+        """Choose symbols behind a descent of so many iterations, or go on with that."""
+
+        def done(jobs: int, share: float) -> None:
+            self._jobs_done = jobs
+            report(share)
+
         choice = Choice(self._costs, self._networks.named(), self.gains, self.lmbda, self.latents)
-        choice.run(min(CHOICES, iterations // (VISITS * len(self.windows))), report)
-        self._chosen = True
+        choice.run(sets_of(iterations, len(self.windows)), done, self._jobs_done)
 
     def quantise(self) -> Differences:
         """Quantise what is not yet quantised of the networks; return their differences from the base."""
@@ -142,11 +154,8 @@ class Fit:
         if not self._order:
             self._order = torch.randperm(len(self.windows)).tolist()
         window = self.windows[self._order.pop()]
-        share = done / of
-        fall = 0.5 * (1 + math.cos(math.pi * share))
-        temperature, noise = (first + (last - first) * share for first, last in (TEMPERATURES, NOISES))
-        rates = LEARNING_RATE * fall, NETWORKS_END + (1 - NETWORKS_END) * fall
-        bits, error = self._step(window, soft_rounding(temperature, noise), *rates)
+        rounding, fall = annealed(done / of)
+        bits, error = self._step(window, rounding, LEARNING_RATE * fall, NETWORKS_END + (1 - NETWORKS_END) * fall)
         self.iteration += 1
         report(self.iteration, bits / window.size, -10 * math.log10(max(error, 1e-12)))
 
@@ -196,7 +205,7 @@ class Fit:
         """Write all that ``resume`` needs, so that a kill at any moment leaves the file from before or the new one."""
         tensors = {f"{name}/{key}": value for name, part in self._state().items() for key, value in part.state().items()}
         tensors["order"] = torch.tensor(self._order, dtype=torch.int32)
-        write_state(path, tensors, {**facts, "iteration": self.iteration, "chosen": self._chosen})
+        write_state(path, tensors, {**facts, "iteration": self.iteration, "jobs_done": self._jobs_done})
 
     def resume(self, path: Path, facts: dict[str, str]) -> None:
         """Go on from what ``save`` wrote. Raises UsageError if that is another picture's, or of other options."""
@@ -206,8 +215,8 @@ class Fit:
                 prefix = f"{name}/"
                 part.restore({key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)})
             self.iteration, self._order = int(header["iteration"]), tensors["order"].tolist()
-            self._chosen = bool(header["chosen"])
-            if self.iteration < 0 or not set(self._order) <= set(range(len(self.windows))):
-                raise ValueError(f"iteration {self.iteration}, windows {self._order}")
+            self._jobs_done = int(header["jobs_done"])
+            if min(self.iteration, self._jobs_done) < 0 or not set(self._order) <= set(range(len(self.windows))):
+                raise ValueError(f"iteration {self.iteration}, {self._jobs_done} jobs done, windows {self._order}")
         except (KeyError, RuntimeError, TypeError, ValueError) as error:
             raise UsageError(f"{path} is not the state of this fit ({error}): leave --resume away") from error

@@ -1,4 +1,4 @@
-"""Rounding that a gradient passes through (Kim 2023, section 3.2)."""
+"""Soft rounding that a gradient passes through, and how it hardens in a descent (Kim 2023, section 3.2)."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+
+TEMPERATURES = 0.3, 0.1  # of soft rounding, from the first iteration to the last
+NOISES = 2.0, 3.0  # exponents of Kumaraswamy noise: 1 is uniform
 
 
 def soft_round(y: Tensor, temperature: float) -> Tensor:
@@ -27,6 +30,7 @@ def soft_rounding(temperature: float, noise: float) -> Callable[[Tensor], Tensor
     return lambda y: soft_round(soft_round(y, temperature) + kumaraswamy_noise(y, noise), temperature)
 
 
-def ste(x: Tensor) -> Tensor:
-    """Round; the gradient passes straight through."""
-    return x + (x.round() - x).detach()
+def annealed(share: float) -> tuple[Callable[[Tensor], Tensor], float]:
+    """Return the rounding in this share of a descent, and the share of the learning rate: it falls to 0 with a cosine."""
+    temperature, noise = (first + (last - first) * share for first, last in (TEMPERATURES, NOISES))
+    return soft_rounding(temperature, noise), 0.5 * (1 + math.cos(math.pi * share))

@@ -17,6 +17,7 @@ from PIL import Image
 from bitstream.errors import UsageError
 from codec import cli_coding, images
 from codec.targets import Target
+from models.overfit.choice import Choice
 from models.overfit.fit import Fit
 from models.overfit.state import _crc
 
@@ -91,6 +92,29 @@ def test_an_interrupt_of_the_last_iterations_leaves_a_file(fitted_codec, small, 
     assert fitted_codec.fit.interrupted
 
 
+def test_an_interrupt_of_the_choice_leaves_a_file_and_a_state(fitted_codec, small, tmp_path, monkeypatch):
+    monkeypatch.setattr("models.overfit.fit.VISITS_PER_SET", 1)
+    whole, run, state = fitted_codec.encode(small, quality=50), Choice.run, tmp_path / "state"
+
+    def interrupted(self, sets, report, done=0):
+        def stop(jobs, share):
+            report(jobs, share)
+            if jobs == 2:
+                raise KeyboardInterrupt
+
+        run(self, sets, stop, done)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Choice, "run", interrupted)
+        data = kept(fitted_codec, small, Target(quality=50), resume=state)
+        assert fitted_codec.fit.interrupted
+        with pytest.raises(KeyboardInterrupt):
+            fitted_codec.encode(small, quality=50)
+    assert fitted_codec.decode(data).size == (60, 50)
+    assert iteration_of(state) == LONG
+    assert fitted_codec.encode(small, quality=50, resume=state) == whole
+
+
 def test_a_descent_goes_on_to_the_same_number_of_iterations(fitted_codec, small, state):
     assert iteration_of(state) == 5
     data = fitted_codec.encode(small, quality=50, resume=state)
@@ -114,7 +138,8 @@ def test_a_state_is_saved_on_the_way(fitted_codec, small, tmp_path, monkeypatch)
     saved, save = [], Fit.save
     monkeypatch.setattr("codec.fitting.Fit.save", lambda self, *a: (saved.append(self.iteration), save(self, *a)))
     fitted_codec.encode(small[:9, :9], resume=tmp_path / "state")
-    assert saved == [*range(1, LONG + 1), LONG]
+    jobs = 4  # of the choice, for whose grids a region each
+    assert saved == [*range(1, LONG + 1), *[LONG] * jobs, LONG]
     assert [path.name for path in tmp_path.iterdir()] == ["state"]
 
 

@@ -7,6 +7,7 @@ import pytest
 import codec
 from bitstream.errors import TargetError
 from codec import images
+from codec.fitted_encoder import FittedEncoder
 from codec.fitting import PictureFit
 from codec.metrics import psnr_db
 from codec.targets import PSNR_TOLERANCE, SIZE_TOLERANCE, Target
@@ -20,12 +21,12 @@ def attempts(fitted_codec, small):
     """Return attempts(level): what one descent at level 1 gives at other levels."""
     import torch
 
-    fit = PictureFit(fitted_codec.model, fitted_codec.engine, images.load(small), Target(psnr=20), 0)
+    encoder = FittedEncoder(fitted_codec.model, fitted_codec.engine, images.load(small), Target(psnr=20))
     with torch.random.fork_rng():
         torch.manual_seed(0)
         descent = fitted_codec.model.fit(torch.from_numpy(small).permute(2, 0, 1), 256, 1)
         descent.run(12)
-    return lambda level: fit._code(descent, 256, level)
+    return lambda level: encoder.code(descent, 256, level)
 
 
 def test_files_of_other_levels_rise_in_bytes(attempts):
@@ -100,3 +101,16 @@ def test_progress_rises_to_one(monkeypatch, fitted_codec, small, options):
     state = fitted_codec.fit.state
     assert state.bpp > 0
     assert 5 < state.psnr_db < 60
+
+
+@pytest.mark.parametrize("options", [{"quality": 30}, {"size": 450}])
+def test_the_choice_of_symbols_is_part_of_the_progress(monkeypatch, fitted_codec, small, options):
+    monkeypatch.setattr("codec.fitting.REPORT_SECONDS", 0)
+    counts = []
+    for visits in (1000, 1):
+        shares = []
+        monkeypatch.setattr("models.overfit.fit.VISITS_PER_SET", visits)
+        fitted_codec.encode(small[:40, :40], progress=shares.append, **options)
+        assert shares == sorted(shares)
+        counts.append(sum(share > 0.8 for share in shares))
+    assert counts[1] < counts[0]  # of what reports: less of it is descent

@@ -102,6 +102,62 @@ def test_a_lambda_of_ones_own_takes_the_place_of_the_levels(tiny, pixels):
     assert tiny.fit(pixels(1, 1), 256, 1).lmbda == pytest.approx(math.sqrt(tiny.config.lmbda_min * tiny.config.lmbda_max))
 
 
+@pytest.fixture
+def many_sets(monkeypatch):
+    """Choose symbols behind short descents too: one set for each iteration of all windows."""
+    monkeypatch.setattr(fit_module, "VISITS_PER_SET", 1)
+
+
+def test_symbols_are_chosen_behind_a_descent(tiny, pixels, few_steps, many_sets):
+    torch.manual_seed(1)
+    fit, shares, last = tiny.fit(pixels(64, 64), 400, 1), [], []
+    fit.run(30, lambda *_: last.append([value.clone() for value in fit.latents]), shares.append)
+    assert shares == [0.25, 0.5, 0.75, 1]
+    moved = [(new - old.round()).abs() for new, old in zip(fit.latents, last[-1], strict=True)]
+    assert any((distance >= 1).any() for distance in moved[1:5])
+    chosen = [value.clone() for value in fit.latents]
+    fit.run(30, choosing=shares.append)
+    assert all(torch.equal(a, b) for a, b in zip(fit.latents, chosen, strict=True))
+    assert len(shares) == 4
+
+
+def test_an_interrupted_choice_goes_on(tiny, pixels, few_steps, many_sets, tmp_path):
+    x = pixels(64, 64)
+    torch.manual_seed(1)
+    straight = tiny.fit(x, 400, 1)
+    straight.run(20)
+    torch.manual_seed(1)
+    fit = tiny.fit(x, 400, 1)
+
+    def stop(share):
+        if share == 0.5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit.run(20, choosing=stop)
+    fit.save(tmp_path / "state", FACTS)
+    resumed, shares = tiny.fit(x, 400, 1), []
+    resumed.resume(tmp_path / "state", FACTS)
+    resumed.run(20, choosing=shares.append)
+    assert shares == [0.75, 1]
+    assert all(torch.equal(a, b) for a, b in zip(resumed.latents, straight.latents, strict=True))
+    assert resumed.measure() == straight.measure()
+
+
+def test_extending_chooses_anew(tiny, pixels, few_steps, many_sets):
+    fit, shares = tiny.fit(pixels(64, 64), 300, 1), []
+    fit.run(10, choosing=shares.append)
+    fit.lmbda *= 16
+    before = len(shares)
+    fit.extend(5, choosing=shares.append)
+    assert len(shares) == 2 * before == 8
+
+
+def test_long_descents_are_worth_more_sets():
+    assert [fit_module.sets_of(iterations, 6) for iterations in (50, 1000, 2304, 100_000)] == [0, 10, 24, 24]
+    assert fit_module.sets_of(1000, 1) == 24
+
+
 def test_a_resumed_descent_ends_as_one_that_was_not_interrupted(tiny, pixels, tmp_path, few_steps):
     """Interrupted before networks are quantised, while they are, and just before the end, given the random numbers' state."""
     x, path, iterations = pixels(300, 64), tmp_path / "state", 40

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from models.overfit.configs import BLOCK, PHASES, TAPS
-from models.overfit.fused import FLOOR, KEEP, LOG2_SCALE, EntropyWeights, GridBits, Upsample
+from models.overfit.fused import FLOOR, KEEP, LOG2_SCALE, EntropyWeights, GridBits, Upsample, bits_by_position
 
 WIDTH = 3
 SIZES = [(1, 1), (2, 6), (5, 9), (64, 64), (66, 130), (128, 64), (70, 34), (63, 65)]
@@ -98,6 +98,21 @@ def test_bits_with_a_coarser_grid_are_those_of_the_chain(h, w, apart):
 @pytest.mark.parametrize(("h", "w"), [(64, 64), (70, 130)])
 def test_weighted_bits_of_two_pictures_are_those_of_the_chain(h, w, coarse, apart):
     check(case(h, w, b=2, coarse=coarse, weight=True, apart=apart))
+
+
+@pytest.mark.parametrize("coarse", [False, True])
+@pytest.mark.parametrize("b", [1, 2])
+@pytest.mark.parametrize(("h", "w"), EVEN)
+def test_bits_by_position_are_those_of_symbols_that_weigh_alone(h, w, b, coarse):
+    seen, rated, around, _, gain, net = case(h, w, b=b, coarse=coarse)
+    with torch.no_grad():
+        found = bits_by_position(seen, around, gain, net)
+        assert found.shape == (b, h, w)
+        for place in ((0, 0, 0), (b - 1, h - 1, w - 1), (b - 1, h // 2, w // 3)):
+            alone = torch.zeros_like(seen)
+            alone[place] = 1
+            assert found[place].item() == pytest.approx(chain(seen, rated, around, alone, gain, net).item(), rel=1e-9)
+        assert found.sum().item() == pytest.approx(GridBits.apply(seen, rated, around, None, gain, *net).item(), rel=1e-9)
 
 
 def test_scales_out_of_range_are_clamped_and_get_no_gradient():

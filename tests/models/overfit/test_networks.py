@@ -20,7 +20,6 @@ from models.overfit.networks import (
     upsampled,
     with_ring,
 )
-from models.overfit.soft import ste
 
 
 def parameters_at(level: int, seed: int = 1) -> dict[str, torch.Tensor]:
@@ -116,12 +115,6 @@ def test_a_fresh_analysis_is_a_pyramid_that_fresh_synthesis_undoes():
     with torch.no_grad():
         found = picture(parameters, torch.zeros(GRIDS), Analysis(8)(gray))
     assert (found - gray).square().mean() < 1e-4
-
-
-def test_the_gradient_passes_straight_through_rounding():
-    x = torch.tensor([0.4, 0.6, -1.5, 2.5], requires_grad=True)
-    assert ste(x).tolist() == [0, 1, -2, 2]
-    assert torch.autograd.grad(ste(x).sum(), x)[0].tolist() == [1, 1, 1, 1]
 
 
 def test_multiply_accumulates_are_counted_by_hand():

@@ -1,4 +1,4 @@
-"""What a descent is made of: Adam for parts of tensors, soft rounding, noise."""
+"""Soft rounding and its noise, and how they harden."""
 
 from __future__ import annotations
 
@@ -6,29 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from models.overfit.adam import Adam
-from models.overfit.soft import kumaraswamy_noise, soft_round
-
-
-def test_adam_is_that_of_torch():
-    value = torch.randn(4, 5)
-    own, other = Adam(value.clone()), value.clone().requires_grad_()
-    optimizer = torch.optim.Adam([other], lr=0.01)
-    for count in range(1, 8):
-        gradient = torch.randn(4, 5)
-        own.step(gradient, 0.01, count)
-        other.grad = gradient.clone()
-        optimizer.step()
-    assert torch.allclose(own.value, other, atol=1e-6)
-
-
-def test_adam_leaves_what_is_not_its_part():
-    adam, part = Adam(torch.zeros(4, 4)), (slice(1, 3), slice(0, 2))
-    adam.step(torch.ones(2, 2), 0.1, 1, part)
-    moved = torch.zeros(4, 4, dtype=torch.bool)
-    moved[part] = True
-    for tensor in (adam.value, adam.mean, adam.square):
-        assert torch.equal(tensor != 0, moved)
+from models.overfit.soft import annealed, kumaraswamy_noise, soft_round
 
 
 def test_soft_rounding_keeps_whole_numbers_and_halves_and_hardens():
@@ -53,3 +31,15 @@ def test_noise_is_within_a_half_with_its_mode_at_zero(a):
     else:
         assert counts.argmax() == 2
         assert counts[2] > 1.2 * max(counts[0], counts[4])
+
+
+def test_a_descent_ends_nearly_with_rounding_and_without_rates():
+    y = torch.full((10_000,), 0.3)
+    distances, falls = [], []
+    for share in (0.0, 0.5, 1.0):
+        rounding, fall = annealed(share)
+        distances.append((rounding(y) - y.round()).abs().mean().item())
+        falls.append(fall)
+    assert distances == sorted(distances, reverse=True)
+    assert distances[-1] < 0.75 * distances[0]
+    assert falls == pytest.approx([1, 0.5, 0])
