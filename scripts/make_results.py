@@ -301,6 +301,7 @@ def overfit(result: dict[str, Any]) -> str:
                 against["avif"],
                 against["swift"],
                 f"{seconds:.0f}",
+                f"{entry['iterations'] / seconds:.1f}",
                 f"{decode:.2f}",
             ]
         )
@@ -309,7 +310,9 @@ def overfit(result: dict[str, Any]) -> str:
             points.append(
                 [str(entry["effort"]), f"{point['quality']:g}", f"{point['bpp']:.4f}", f"{point['psnr_db']:.2f}", share]
             )
-    out += table(["effort", "iterations", "against AVIF", "against `swift`", "encode (s)", "decode (s)"], lines)
+    out += table(
+        ["effort", "iterations", "against AVIF", "against `swift`", "encode (s)", "iterations a second", "decode (s)"], lines
+    )
     out += "\n" + table(["effort", "quality", "bpp", "PSNR (dB)", "share of the networks"], points)
     start = load("overfit_start.json")
     lines = [
