@@ -79,7 +79,8 @@ class PictureFit:
         """Return the file. Raises TargetError if no level meets the target, UsageError for a state of another descent."""
         asked, trial, polish = not self.target.is_quality, self._share(TRIAL_SHARE), self._share(POLISH_SHARE)
         behind = (polish + self._choice(extended(polish))) * asked
-        self._total = trial * (2 + TRIALS * asked) + self.iterations + self._choice(self.iterations) + behind
+        short = 2 * trial + TRIALS * (trial + self._choice(trial)) * asked
+        self._total = short + self.iterations + self._choice(self.iterations) + behind
         with torch.random.fork_rng(devices=[self.model.device] if self.model.device.type == "cuda" else []):
             torch.manual_seed(0)
             fit, level = self._begin(trial)
@@ -124,7 +125,7 @@ class PictureFit:
             fit.resume(self.resume, facts)
         before = self._total - rest - self._choice(self.iterations) - self.iterations
         self._done = max(self._done, before + fit.iteration)
-        saved = monotonic()
+        saved, shown = monotonic(), self._choosing(self.iterations)
 
         def save_in_time() -> None:
             nonlocal saved
@@ -137,7 +138,7 @@ class PictureFit:
             save_in_time()
 
         def choosing(share: float) -> None:
-            self._show(before + self.iterations + share * self._choice(self.iterations))
+            shown(share)
             save_in_time()
 
         try:
@@ -214,7 +215,7 @@ class PictureFit:
         """Return the level that a short descent meets the target at, or an end of the range. Raises TargetError if far off."""
         for _ in range(TRIALS):
             finest = 0 if level >= FULL_RESOLUTION * 256 else 1
-            fit = self._short(level, finest, lambda fit: fit.run(iterations, self._report))
+            fit = self._short(level, finest, lambda fit: fit.run(iterations, self._report, self._choosing(iterations)))
             before = level
             try:
                 level, _ = self._encoder.search(fit, before)
@@ -239,9 +240,8 @@ class PictureFit:
         An interrupt ends that, and what it has is kept.
         """
         self.model.move(fit, level, found)
-        choice = self._choice(extended(iterations))
         with self._interruptible():
-            fit.extend(iterations, self._report, lambda share: self._show(self._total - choice * (1 - share)))
+            fit.extend(iterations, self._report, self._choosing(extended(iterations)))
         try:
             return self._encoder.search(fit, found)[1]
         except TargetError:
@@ -254,6 +254,17 @@ class PictureFit:
             old = self.state
             self.state = State(old.latents_bpp * 0.95 + bpp * 0.05, 0.0, old.psnr_db * 0.95 + psnr * 0.05)
         self._show(self._done + 1)
+
+    def _choosing(self, iterations: int) -> Callable[[float], None]:
+        """Return what reports the share of the choice behind so many iterations, from where the progress is then."""
+        begun: float | None = None
+
+        def report(share: float) -> None:
+            nonlocal begun
+            begun = self._done if begun is None else begun
+            self._show(begun + share * self._choice(iterations))
+
+        return report
 
     def _show(self, done: float) -> None:
         """Report the progress, if it is time: what is worth so many iterations is done."""

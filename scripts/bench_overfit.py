@@ -10,13 +10,13 @@ are of averages over all pictures.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
 import sys
 import tempfile
 import time
-import zlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -81,7 +81,7 @@ def row_of(coder: Codec, model: str, path: Path, quality: float, effort: int) ->
         "decode_s": round(decode_seconds, 2),
         "threads": torch.get_num_threads(),
         "machine": cpu_name(),
-        "file_crc": f"{zlib.crc32(data):08x}",
+        "file_sha256": hashlib.sha256(data).hexdigest()[:8],
     }
 
 

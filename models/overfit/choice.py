@@ -37,7 +37,7 @@ class Choice:
         self._jobs = list(product(windows_of(height, width, REGION), range(costs.finest, len(REACH))))
 
     def run(self, sets: int, report: Callable[[int, float], None] = lambda *_: None, done: int = 0) -> None:
-        """Try so many sets of symbols for each grid in each region, but for the first ``done`` of these jobs.
+        """Try up to so many sets of symbols for each grid in each region, but for the first ``done`` of these jobs.
 
         ``report`` is called behind each, with the number of those done and their share.
         """

@@ -98,6 +98,7 @@ class Fit:
         chosen: ``choosing`` is called with the share of that which is done.
         """
         while self.iteration < iterations:
+            self._jobs_done = 0
             self._freeze(self.iteration / iterations)
             self._turn(self.iteration, iterations, report)
         self._freeze(1.0)

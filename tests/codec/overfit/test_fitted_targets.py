@@ -11,6 +11,7 @@ from codec.fitted_encoder import FittedEncoder
 from codec.fitting import PictureFit
 from codec.metrics import psnr_db
 from codec.targets import PSNR_TOLERANCE, SIZE_TOLERANCE, Target
+from models.overfit.choice import Choice
 
 # So short descents are far from smooth: a symbol more or less in 400 bytes is beyond the tolerance.
 COARSE = 0.04
@@ -104,13 +105,20 @@ def test_progress_rises_to_one(monkeypatch, fitted_codec, small, options):
 
 
 @pytest.mark.parametrize("options", [{"quality": 30}, {"size": 450}])
-def test_the_choice_of_symbols_is_part_of_the_progress(monkeypatch, fitted_codec, small, options):
+def test_progress_goes_on_in_the_choice_of_symbols(monkeypatch, fitted_codec, small, options):
     monkeypatch.setattr("codec.fitting.REPORT_SECONDS", 0)
-    counts = []
-    for visits in (1000, 1):
-        shares = []
-        monkeypatch.setattr("models.overfit.fit.VISITS_PER_SET", visits)
-        fitted_codec.encode(small[:40, :40], progress=shares.append, **options)
-        assert shares == sorted(shares)
-        counts.append(sum(share > 0.8 for share in shares))
-    assert counts[1] < counts[0]  # of what reports: less of it is descent
+    monkeypatch.setattr("models.overfit.fit.VISITS_PER_SET", 1)
+    shares, inside, run = [], [], Choice.run
+
+    def watched(self, sets, report, done=0):
+        begin = len(shares)
+        run(self, sets, report, done)
+        inside.append(shares[begin:])
+
+    monkeypatch.setattr(Choice, "run", watched)
+    fitted_codec.encode(small[:40, :40], progress=shares.append, **options)
+    assert shares == sorted(shares)
+    assert len(inside) == 1 if "quality" in options else len(inside) > 1
+    for part in inside:
+        assert len(set(part)) == 4  # a region, its grids
+        assert all(0 < share <= 1 for share in part)

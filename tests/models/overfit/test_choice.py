@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from models.overfit import choice as choice_module
-from models.overfit.choice import REACH, Choice
+from models.overfit.choice import REACH, Choice, _peaks
 from models.overfit.configs import GRIDS
 
 GRIDS_CHOSEN = len(REACH)
@@ -48,9 +48,18 @@ def test_each_grid_costs_less_behind_its_choice(begun, finest):
     assert all(after < before for before, after in zip(costs, costs[1:], strict=False))
 
 
+def test_of_equal_symbols_near_each_other_one_is_tried():
+    assert torch.nonzero(_peaks(torch.ones(5, 5), 2)).tolist() == [[0, 0]]
+    assert not _peaks(torch.zeros(5, 5), 2).any()
+    places = torch.nonzero(_peaks(torch.randint(0, 3, (40, 50)).float(), 2))
+    assert len(places) > 5
+    apart = (places[:, None] - places).abs().amax(-1)
+    assert (apart + 99 * torch.eye(len(places)) > 2).all()
+
+
 @pytest.mark.parametrize("period", [2, 3])
-def test_a_set_never_costs_more(tiny, period, monkeypatch):
-    """Of a picture that repeats itself too, where many symbols promise the same: of equal ones one is tried."""
+def test_a_set_never_costs_more(tiny, period):
+    """Of a picture that repeats itself too."""
     x = torch.full((3, 64, 96), 40, dtype=torch.uint8)
     x[:, ::period, ::period] = 220
     fit = tiny.fit(x, 400, 0)

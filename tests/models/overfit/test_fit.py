@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from unittest import mock
 
 import pytest
 import torch
 
 from models.overfit import fit as fit_module
 from models.overfit import moving
+from models.overfit.choice import Choice
 from models.overfit.weights import ABSENT
 
 FACTS = {"picture": "0badcafe", "level": "300"}
@@ -145,12 +147,26 @@ def test_an_interrupted_choice_goes_on(tiny, pixels, few_steps, many_sets, tmp_p
 
 
 def test_extending_chooses_anew(tiny, pixels, few_steps, many_sets):
+    """With as many sets as behind the descent that it would be the end of."""
+    fit, shares, sets, last, run = tiny.fit(pixels(64, 64), 400, 1), [], [], [], Choice.run
+    fit.run(10)
+
+    def counted(self, count, *rest):
+        sets.append(count)
+        run(self, count, *rest)
+
+    with mock.patch.object(Choice, "run", counted):
+        fit.extend(5, lambda *_: last.append([value.clone() for value in fit.latents]), shares.append)
+    assert sets == [fit_module.sets_of(20, 1)] == [20]
+    assert shares == [0.25, 0.5, 0.75, 1]
+    assert any((new - old.round()).abs().max() >= 1 for new, old in zip(fit.latents[1:5], last[-1][1:5], strict=True))
+
+
+def test_a_longer_descent_chooses_again(tiny, pixels, few_steps, many_sets):
     fit, shares = tiny.fit(pixels(64, 64), 300, 1), []
-    fit.run(10, choosing=shares.append)
-    fit.lmbda *= 16
-    before = len(shares)
-    fit.extend(5, choosing=shares.append)
-    assert len(shares) == 2 * before == 8
+    fit.run(5, choosing=shares.append)
+    fit.run(8, choosing=shares.append)
+    assert shares == 2 * [0.25, 0.5, 0.75, 1]
 
 
 def test_long_descents_are_worth_more_sets():
