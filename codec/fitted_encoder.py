@@ -39,7 +39,8 @@ class FittedEncoder:
         """Return the file of a descent at a level as it stands, its latents scaled to the gains of another one."""
         h, w = self.size
         latents = self.model.scaled(fit.latents, level, at)
-        differences = replace(fit.quantise(), finest=max(fit.finest, empty_grids(latents)))
+        differences = self.model.rebased(fit.quantise(), level, at)
+        differences = replace(differences, finest=max(fit.finest, empty_grids(latents)))
         coded = self.model.code(latents, differences, at, h, w, self.engine)
         picture = self.picture
         (alpha,) = pack_tiles(picture.alpha, [Rect(0, 0, w, h)])

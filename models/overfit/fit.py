@@ -143,7 +143,7 @@ class Fit:
             )
 
     def move(self, base: Parameters, gains: Tensor, latents: list[Tensor], lmbda: float) -> None:
-        """Take base, gains, latents and λ of another level; the differences of the networks, now quantised, stay."""
+        """Take base, gains, latents and λ of another level; the networks, now quantised, stay nearly."""
         self.quantise()
         self.gains, self.lmbda = gains, lmbda
         self._networks.rebase(base)

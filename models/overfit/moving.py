@@ -130,11 +130,11 @@ class MovingNetworks:
         return tuple(chosen)
 
     def rebase(self, base: Parameters) -> None:
-        """Take the base of another level; the differences stay."""
-        added = self.value - self._start
+        """Take the base of another level; the parameters, which have steps, stay nearly."""
+        assert self.steps is not None
         self._base = base
         self._start = torch.cat([base[name].reshape(-1) for name in self._names])
-        self.value.copy_(self._start + added)
+        self.value.copy_(self._whole(self.differences(self.steps)))
 
     def state(self) -> dict[str, Tensor]:
         """Return the tensors that ``restore`` takes."""

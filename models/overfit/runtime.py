@@ -145,8 +145,12 @@ class OverfitModel:
         gains = (self.base.gains(to) - self.base.gains(level)).double() / 256
         return [value * float(gain.exp2()) for value, gain in zip(latents, gains, strict=True)]
 
+    def rebased(self, differences: Differences, level: int, to: int) -> Differences:
+        """Return differences at a level in 1/256 as they are at another: nearly the same networks."""
+        return differences if to == level else differences.rebased(self.config, self.base.at(level), self.base.at(to))
+
     def move(self, fit: Fit, level: int, to: int) -> None:
-        """Let a descent at a level in 1/256 go on at another: latents are scaled, the networks' differences stay."""
+        """Let a descent at a level in 1/256 go on at another: latents are scaled, the networks stay nearly."""
         base = {name: value.to(self.device) for name, value in _floats(self.base.at(to)).items()}
         gains = (self.base.gains(to).double() / 256).float().to(self.device)
         fit.move(base, gains, self.scaled(fit.latents, level, to), self.lmbda(to))

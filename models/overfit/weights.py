@@ -112,6 +112,19 @@ class Differences:
         kept = tuple(step if part.any() else ABSENT for step, part in zip(steps, symbols, strict=True))
         return cls(finest, kept, tuple(symbols))
 
+    def rebased(self, config: OverfitConfig, base: Parameters, other: Parameters) -> Differences:
+        """Return differences from another level's base, in 2^-16, that add up to nearly the same networks: biases stay.
+
+        Groups without differences stay without.
+        """
+        parts = []
+        for names, step, symbols in zip(config.groups(), self.steps, self.symbols, strict=True):
+            change = torch.cat([(base[name] - other[name]).reshape(-1) for name in names]).cpu().numpy()
+            moved = symbols + (np.round(change / 2.0**step) if step != ABSENT else 0)
+            parts.append(moved.clip(-SYMBOL_MAX, SYMBOL_MAX).astype(np.int16))
+        steps = tuple(step if part.any() else ABSENT for step, part in zip(self.steps, parts, strict=True))
+        return Differences(self.finest, steps, tuple(parts))
+
     def added(self, config: OverfitConfig, base: Parameters) -> Parameters:
         """Return base parameters of a level with the differences, in 2^-16."""
         out = dict(base)

@@ -112,10 +112,15 @@ def test_chosen_steps_cost_no_more_than_the_first_ones_or_none(networks):
         assert best <= cost_of(tuple(ABSENT if number == 0 else step for number in range(13))) + 1e-9
 
 
-def test_differences_stay_at_another_level(networks, tiny):
+def test_networks_stay_nearly_at_another_level(networks, tiny):
+    """Their differences there hold what is between the levels, to half a step, where a group has any."""
     networks.freeze(1.0, near(networks))
-    before = networks.differences(networks.steps)
+    before, steps = networks.value.clone(), networks.steps
+    found = networks.differences(steps).rebased(tiny.config, tiny.base.at(300), tiny.base.at(40))
     networks.rebase({name: (value.double() / 2**16).float() for name, value in tiny.base.at(40).items()})
-    after = networks.differences(networks.steps)
-    assert after.steps == before.steps
-    assert all((a == b).all() for a, b in zip(after.symbols, before.symbols, strict=True))
+    sizes = [part / 2 + 1e-6 if part < 1 else 99 for part in moving._sizes_of(steps)]
+    distances = (networks.value - before).abs().split(networks._sizes)
+    assert all(len(part) == 0 or part.max() <= size for part, size in zip(distances, sizes, strict=True))
+    after = networks.differences(steps)
+    assert after.steps == found.steps
+    assert all((a == b).all() for a, b in zip(after.symbols, found.symbols, strict=True))
