@@ -86,10 +86,6 @@ class Fit:
         """Return the parameters as they are now: views, which move."""
         return self._networks.named()
 
-    def offsets(self) -> Parameters:
-        """Return what was added to the base."""
-        return self._networks.offsets()
-
     def run(self, iterations: int, report: Report = _nothing, choosing: Callable[[float], None] = _nothing) -> None:
         """Descend to this number of iterations, from where it stands; ``report`` is called with each, its bpp and its PSNR.
 

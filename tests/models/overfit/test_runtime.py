@@ -35,7 +35,7 @@ def fitted(tiny):
         torch.manual_seed(3)
         fit = tiny.fit(torch.randint(0, 256, (3, 65, 70), dtype=torch.uint8), 256, 2)
         fit.run(6)
-        offsets = {name: 0.02 * torch.randn_like(value) for name, value in fit.offsets().items()}
+        offsets = {name: 0.02 * torch.randn_like(value) for name, value in fit.networks.items()}
     return fit.latents, Differences.quantised(tiny.config, 2, offsets, (9,) * 13)
 
 
