@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from bitstream.container import Container, Tile
 from bitstream.engines import Engine
@@ -35,37 +36,44 @@ class FittedEncoder:
         h, w, _ = self.picture.pixels.shape
         return h, w
 
-    def code(self, fit: Fit, level: int, at: int) -> Attempt:
-        """Return the file of a descent at a level as it stands, its latents scaled to the gains of another one."""
+    @cached_property
+    def _alpha(self) -> bytes:
         h, w = self.size
-        latents = self.model.scaled(fit.latents, level, at)
-        differences = self.model.rebased(fit.quantise(), level, at)
+        return pack_tiles(self.picture.alpha, [Rect(0, 0, w, h)])[0]
+
+    @cached_property
+    def other_bytes(self) -> int:
+        """Return the bytes of a file that are neither networks nor grids."""
+        return len(self._packed(0, [b"", b""], 0))
+
+    def _packed(self, level: int, payloads: list[bytes], crc: int) -> bytes:
+        h, w = self.size
+        picture, model_id = self.picture, self.model.checkpoint.model_id
+        header = Header(w, h, picture.gray, model_id, level, 0, alpha=picture.alpha is not None, fitted=True)
+        return Container.of_tiles(header, [Tile(payloads, crc, self._alpha)], picture.metadata).pack()
+
+    def code(self, fit: Fit, at: int) -> Attempt:
+        """Return the file of a descent as it stands, at its level or with its latents scaled to the gains of another one."""
+        h, w = self.size
+        latents = self.model.scaled(fit.latents, fit.level, at)
+        differences = self.model.rebased(fit.quantise(), fit.level, at)
         differences = replace(differences, finest=max(fit.finest, empty_grids(latents)))
         coded = self.model.code(latents, differences, at, h, w, self.engine)
-        picture = self.picture
-        (alpha,) = pack_tiles(picture.alpha, [Rect(0, 0, w, h)])
-        header = Header(w, h, picture.gray, self.model.checkpoint.model_id, at, 0, alpha=picture.alpha is not None, fitted=True)
-        data = Container.of_tiles(header, [Tile(coded.payloads, coded.crc, alpha)], picture.metadata).pack()
+        data = self._packed(at, coded.payloads, coded.crc)
         if self.target.psnr is None:
             return Attempt(data)
         pixels = FittedDecoder(self.model, w, h, at).decode(lambda _: coded.decoded, Rect(0, 0, w, h))
-        return Attempt(data, psnr_db(picture.pixels, images.shown(pixels, gray=picture.gray)))
+        return Attempt(data, psnr_db(self.picture.pixels, images.shown(pixels, gray=self.picture.gray)))
 
-    def search(self, fit: Fit, level: int) -> tuple[int, Attempt]:
-        """Return the level that meets the target, and its file, of a descent at a level as it stands. Raises TargetError."""
+    def search(self, fit: Fit) -> Attempt:
+        """Return the file at the level that meets the target, of a descent as it stands. Raises TargetError."""
         h, w = self.size
-        return LevelSearch(lambda at: self.code(fit, level, at), self.model.max_level).run(self.target, h * w, level)
+        return LevelSearch(lambda at: self.code(fit, at), self.model.max_level).run(self.target, h * w, fit.level)[1]
 
-    def nearest_end(self, fit: Fit, level: int) -> int:
-        """Return the end of the range of levels that is nearest to a target which no level meets, of a descent at a level.
-
-        Raises TargetError if the descent stands there and is so far off that a long one will not help.
-        """
+    def check_end(self, fit: Fit) -> None:
+        """Raise TargetError if a short descent at an end of the range of levels is so far off that a long one will not help."""
         h, w = self.size
-        limit, file = self.target.limit(h * w), self.code(fit, level, level)
-        end = 0 if limit is not None and len(file.data) > limit else self.model.max_level
-        if end == level:
-            far = limit is not None and len(file.data) > TOO_LARGE * limit
-            if far or (self.target.psnr is not None and file.psnr_db < self.target.psnr - TOO_COARSE_DB):
-                LevelSearch(lambda _: file, 0).run(self.target, h * w)
-        return end
+        limit, file = self.target.limit(h * w), self.code(fit, fit.level)
+        far = limit is not None and fit.level == 0 and len(file.data) > TOO_LARGE * limit
+        if far or (self.target.psnr is not None and fit.level > 0 and file.psnr_db < self.target.psnr - TOO_COARSE_DB):
+            LevelSearch(lambda _: file, 0).run(self.target, h * w)

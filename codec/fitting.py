@@ -1,8 +1,8 @@
 """Encoding with ``overfit``: a descent for each picture, of so many iterations; targets are met by the rate level.
 
-Short descents find the level for the long one. Its latents, scaled to the gains of other levels, make the files of these
-without a descent: so the level that meets the target is searched as with the other models, at first with the short descents, in
-the end with the long one.
+Short descents find about the level for the long one, which is moved to others on its way, ever less, as is seen where it will
+end. The last percents are met by its symbols, chosen once more with another λ. Where that does not do, its latents, scaled to
+the gains of other levels, make files of these, and the level is searched as with the other models.
 """
 
 from __future__ import annotations
@@ -24,22 +24,24 @@ from bitstream.errors import TargetError, UsageError, WriteError
 from bitstream.grid import padded
 from codec.files import check_target
 from codec.fitted_encoder import FittedEncoder
+from codec.fitted_steering import NEAR_ENOUGH, OF_TRIAL, STEERED, Outlook, Steering, octaves_for
 from codec.images import Picture
 from codec.targets import DEFAULT_QUALITY, Attempt, Target
-from models.overfit.fit import Fit, extended, sets_of
+from models.overfit.fit import RETOUCHING_SETS, Fit, sets_of
 from models.overfit.runtime import OverfitModel
 from models.overfit.state import State, check_facts, stored_facts
 from models.overfit.windows import windows_of
 
 ITERATIONS = (1000, 1600, 2500, 4000, 6300, 10_000, 16_000, 25_000, 40_000, 63_000, 100_000)  # by effort, of up to six windows
 WINDOWS = 6
-TRIAL_SHARE = 0.05  # of the iterations: descents that search
-TRIALS = 3  # short descents for a target at most
-NEAR = 128  # levels in 1/256 from a descent's own to which its latents serve well
+TRIAL_VISITS = 8  # of each window: short descents, that search
+TRIALS = 3  # of them for a target at most
+NEAR = 64  # levels in 1/256 that another one would move the long descent by: less than what it says of it is worth
 SET_ITERATIONS = 2.5  # of each window take about as long as a set of the choice of symbols
-POLISH_SHARE = 0.1  # of the iterations: behind the long descent, at the level that was found then
-POLISHED = 8  # levels in 1/256 from which that pays
-FULL_RESOLUTION = 2.5  # level from which the finest grid may pay: it is tried
+RETOUCHES = 4  # choices behind the long descent for a target at most
+FAR_OFF = 0.04  # levels from a target: then it is searched with scaled latents
+FINEST_MAY, FINEST_LIKELY, FINEST_DOES = 1.5, 2.5, 4.0  # levels from which the finest grid may pay, is likely to, does
+FINEST_PAYS = 0.2  # bits per pixel of a short descent without the finest grid, from which it pays where it may
 SAVE_SECONDS = 60.0
 REPORT_SECONDS = 0.2
 
@@ -71,34 +73,29 @@ class PictureFit:
         self._x = torch.from_numpy(self.picture.pixels).permute(2, 0, 1)
         self._windows = len(windows_of(padded(h), padded(w)))
         self.iterations = math.ceil(ITERATIONS[self.effort] * max(1, self._windows / WINDOWS))
-        self._found: tuple[Fit, int] | None = None  # the descent that an interrupt leaves, and its level
+        self._trial, self._sets = TRIAL_VISITS * self._windows, sets_of(self.iterations, self._windows)
+        self._steering = Steering(self.target, h * w, self._encoder.other_bytes, self.model.max_level)
+        self._found: Fit | None = None  # the descent that an interrupt leaves
         self._done, self._total = 0.0, 1.0
         self._reported = 0.0
 
     def run(self) -> bytes:
         """Return the file. Raises TargetError if no level meets the target, UsageError for a state of another descent."""
-        asked, trial, polish = not self.target.is_quality, self._share(TRIAL_SHARE), self._share(POLISH_SHARE)
-        behind = (polish + self._choice(extended(polish))) * asked
-        short = 2 * trial + TRIALS * (trial + self._choice(trial)) * asked
-        self._total = short + self.iterations + self._choice(self.iterations) + behind
+        asked = not self.target.is_quality
+        behind = RETOUCHES * self._choice(RETOUCHING_SETS) * asked
+        self._total = (1 + TRIALS * asked) * self._trial + self.iterations + self._choice(self._sets) + behind
         with torch.random.fork_rng(devices=[self.model.device] if self.model.device.type == "cuda" else []):
             torch.manual_seed(0)
-            fit, level = self._begin(trial)
+            fit = self._begin()
             if not self.interrupted:
-                self._descend(fit, level, behind)
-            found, file = self._searched(fit, level)
-            if abs(found - level) >= POLISHED and not self.interrupted:
-                with self._interruptible():
-                    file = self._polish(fit, level, found, polish) or file
+                self._descend(fit, behind)
+            file = (self._retouched(fit) if asked and not self.interrupted else None) or self._searched(fit)
         self.progress(1.0)
         return file.data
 
-    def _share(self, share: float) -> int:
-        return max(1, round(self.iterations * share))
-
-    def _choice(self, iterations: int) -> float:
-        """Return how many iterations take about as long as the choice of symbols behind so many."""
-        return sets_of(iterations, self._windows) * self._windows * SET_ITERATIONS
+    def _choice(self, sets: int) -> float:
+        """Return how many iterations take about as long as a choice of symbols."""
+        return sets * self._windows * SET_ITERATIONS
 
     @contextmanager
     def _interruptible(self) -> Iterator[None]:
@@ -110,31 +107,33 @@ class PictureFit:
                 raise
             self.interrupted = True
 
-    def _begin(self, trial: int) -> tuple[Fit, int]:
-        """Return the long descent at its start, and its level; interrupted before that, the last of the short ones."""
+    def _begin(self) -> Fit:
+        """Return the long descent at its start; interrupted before that, the last of the short ones."""
         with self._interruptible():
-            level, finest = self._stored() or self._start(trial)
-            self._found = self.model.fit(self._x, level, finest), level
+            level, finest = self._stored() or self._start()
+            self._found = self.model.fit(self._x, level, finest)
         assert self._found is not None
         return self._found
 
-    def _descend(self, fit: Fit, level: int, rest: float) -> None:
+    def _descend(self, fit: Fit, rest: float) -> None:
         """Run the long descent, with what takes so many iterations behind it; an interrupt ends it, and what it has is kept."""
-        facts = self._facts() | {"level": str(level), "finest": str(fit.finest)}
         if self.resume is not None and self.resume.exists():
-            fit.resume(self.resume, facts)
-        before = self._total - rest - self._choice(self.iterations) - self.iterations
+            fit.resume(self.resume, self._facts() | _facts_of(fit))
+        before = self._total - rest - self._choice(self._sets) - self.iterations
         self._done = max(self._done, before + fit.iteration)
-        saved, shown = monotonic(), self._choosing(self.iterations)
+        saved, shown = monotonic(), self._choosing(self._sets)
+        steered = {} if self.target.is_quality else {round(self.iterations * share): ahead for share, ahead in STEERED.items()}
 
         def save_in_time() -> None:
             nonlocal saved
             if monotonic() - saved > SAVE_SECONDS:
-                self._save(fit, facts)
+                self._save(fit)
                 saved = monotonic()
 
         def report(iteration: int, bpp: float, psnr: float) -> None:
             self._report(iteration, bpp, psnr)
+            if iteration in steered:
+                self._steer(fit, steered[iteration])
             save_in_time()
 
         def choosing(share: float) -> None:
@@ -145,15 +144,42 @@ class PictureFit:
             with self._interruptible():
                 fit.run(self.iterations, report, choosing)
         except KeyboardInterrupt:
-            self._save(fit, facts)
+            self._save(fit)
             raise
-        self._save(fit, facts)
+        self._save(fit)
 
-    def _save(self, fit: Fit, facts: dict[str, str]) -> None:
+    def _steer(self, fit: Fit, ahead: Outlook) -> None:
+        """Move a descent to the level at which it would end at the target."""
+        level = self._steering.wanted(fit.level, fit.measure(), ahead)
+        self.model.move(fit, min(max(level, 0), self.model.max_level))
+
+    def _retouched(self, fit: Fit) -> Attempt | None:
+        """Return the file at the target, of symbols chosen for other λ; None if that is too far. An interrupt ends it."""
+        steering, top = self._steering, self.model.max_level
+        allowed: list[tuple[float, Attempt]] = []
+        points: list[tuple[float, float]] = []
+        octaves = 0.0
+        while True:
+            file = self._encoder.code(fit, fit.level)
+            gap = steering.gap(fit.level, len(file.data), file.psnr_db)
+            if steering.allows(file):
+                if abs(gap) <= NEAR_ENOUGH or (fit.level == 0 and gap < 0) or (fit.level == top and gap > 0):
+                    return file
+                allowed.append((abs(gap), file))
+            points.append((octaves, gap))
+            octaves = octaves_for(points)
+            if self.interrupted or len(points) > RETOUCHES or octaves == points[-1][0]:
+                break
+            with self._interruptible():
+                fit.retouch(fit.lmbda * 2**octaves, self._choosing(RETOUCHING_SETS))
+        distance, file = min(allowed, key=lambda pair: pair[0], default=(math.inf, file))
+        return file if distance < FAR_OFF else None
+
+    def _save(self, fit: Fit) -> None:
         """Keep the descent, if it is to be; a disk that has become full is no reason to lose it."""
         if self.resume is not None:
             try:
-                fit.save(self.resume, facts)
+                fit.save(self.resume, self._facts() | _facts_of(fit))
             except WriteError as error:
                 warnings.warn(str(error), stacklevel=2)
 
@@ -185,67 +211,47 @@ class PictureFit:
             raise UsageError(f"{self.resume} is not the state of a fit: leave --resume away, or give the right file")
         return level, finest
 
-    def _start(self, trial: int) -> tuple[int, int]:
+    def _start(self) -> tuple[int, int]:
         """Return the rate level in 1/256 and the finest grid of the long descent."""
-        quality = DEFAULT_QUALITY if self.target.quality is None else self.target.quality
-        level = round(quality / 100 * self.model.max_level)
+        level = self._steering.first
         if not self.target.is_quality:
-            level = self._try_levels(level, trial)
-        return level, self._finest(level, trial)
+            level = self._try_levels(level)
+        return level, self._finest(level)
 
-    def _short(self, level: int, finest: int, descend: Callable[[Fit], None]) -> Fit:
+    def _short(self, level: int, finest: int) -> Fit:
         """Return a short descent, done; an interrupt leaves the last one that was, or what there is of the first."""
         fit = self.model.fit(self._x, level, finest)
-        self._found = self._found or (fit, level)
-        descend(fit)
-        self._found = fit, level
+        self._found = self._found or fit
+        fit.descend(self._trial, self._report)
+        self._found = fit
         return fit
 
-    def _finest(self, level: int, iterations: int) -> int:
-        """Return whether the finest grid pays, by short descents with and without: 0 or 1."""
-        if level < FULL_RESOLUTION * 256:
-            return 1
-        costs = []
-        for finest in (0, 1):
-            fit = self._short(level, finest, lambda fit: fit.descend(iterations, self._report))
-            costs.append(fit.measure().cost(fit.lmbda))
-        return costs.index(min(costs))
+    def _finest(self, level: int) -> int:
+        """Return the finest grid that is not left away, 0 or 1: it pays where there are bits enough."""
+        if level >= FINEST_DOES * 256:
+            return 0
+        return 0 if level >= FINEST_MAY * 256 and self._short(level, 1).measure().bpp > FINEST_PAYS else 1
 
-    def _try_levels(self, level: int, iterations: int) -> int:
-        """Return the level that a short descent meets the target at, or an end of the range. Raises TargetError if far off."""
+    def _try_levels(self, level: int) -> int:
+        """Return about the level that meets the target, by short descents. Raises TargetError for one that is far off."""
         for _ in range(TRIALS):
-            finest = 0 if level >= FULL_RESOLUTION * 256 else 1
-            fit = self._short(level, finest, lambda fit: fit.run(iterations, self._report, self._choosing(iterations)))
-            before = level
-            try:
-                level, _ = self._encoder.search(fit, before)
-            except TargetError:  # the long descent may do it
-                level = self._encoder.nearest_end(fit, before)
-            if abs(level - before) < NEAR:
+            fit = self._short(level, 0 if level >= FINEST_LIKELY * 256 else 1)
+            wanted = self._steering.wanted(level, fit.measure(), OF_TRIAL)
+            level = min(max(wanted, 0), self.model.max_level)
+            if level == fit.level != wanted:
+                self._encoder.check_end(fit)
+            if abs(level - fit.level) < NEAR:
                 break
         return level
 
-    def _searched(self, fit: Fit, level: int) -> tuple[int, Attempt]:
-        """Return level and file of the search; a target that is missed since the descent was interrupted is said to be."""
+    def _searched(self, fit: Fit) -> Attempt:
+        """Return the file of the search; a target that is missed since the descent was interrupted is said to be."""
         try:
-            return self._encoder.search(fit, level)
+            return self._encoder.search(fit)
         except TargetError as error:
             if self.interrupted:
                 raise TargetError(f"interrupted before the target was met: so far, {error}") from error
             raise
-
-    def _polish(self, fit: Fit, level: int, found: int, iterations: int) -> Attempt | None:
-        """Descend a little more at the level that was found; return the file, None if it misses the target now.
-
-        An interrupt ends that, and what it has is kept.
-        """
-        self.model.move(fit, level, found)
-        with self._interruptible():
-            fit.extend(iterations, self._report, self._choosing(extended(iterations)))
-        try:
-            return self._encoder.search(fit, found)[1]
-        except TargetError:
-            return None
 
     def _report(self, _: int, bpp: float, psnr: float) -> None:
         if self.state is None:
@@ -255,14 +261,14 @@ class PictureFit:
             self.state = State(old.latents_bpp * 0.95 + bpp * 0.05, 0.0, old.psnr_db * 0.95 + psnr * 0.05)
         self._show(self._done + 1)
 
-    def _choosing(self, iterations: int) -> Callable[[float], None]:
-        """Return what reports the share of the choice behind so many iterations, from where the progress is then."""
+    def _choosing(self, sets: int) -> Callable[[float], None]:
+        """Return what reports the share of a choice of symbols, from where the progress is then."""
         begun: float | None = None
 
         def report(share: float) -> None:
             nonlocal begun
             begun = self._done if begun is None else begun
-            self._show(begun + share * self._choice(iterations))
+            self._show(begun + share * self._choice(sets))
 
         return report
 
@@ -272,3 +278,8 @@ class PictureFit:
         if now - self._reported > REPORT_SECONDS:
             self._reported = now
             self.progress(min(done / self._total, 1.0))
+
+
+def _facts_of(fit: Fit) -> dict[str, str]:
+    """Return what a stored descent is begun with again."""
+    return {"level": str(fit.level), "finest": str(fit.finest)}

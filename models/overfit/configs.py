@@ -58,6 +58,10 @@ class OverfitConfig:
         """Return the highest rate level in 1/256."""
         return 256 * (self.levels - 1)
 
+    def lmbda_of(self, level: int) -> float:
+        """Return λ of a level in 1/256."""
+        return float(self.lmbda(torch.tensor(level / 256, dtype=torch.float64)))
+
     def lmbda(self, level: Tensor) -> Tensor:
         """Return λ of (fractional) levels, log-spaced from lmbda_min at level 0 to lmbda_max at the last."""
         return self.lmbda_min * torch.exp(level * (math.log(self.lmbda_max / self.lmbda_min) / (self.levels - 1)))

@@ -30,21 +30,18 @@ from models.overfit.windows import Area, windows_of
 
 LEARNING_RATE = 8e-2  # of latents
 FREEZING = 0.75, 0.98  # of the iterations: between these, one parameter of the networks after another is frozen
-NETWORKS_WEIGHT = 6.0  # of the rate of networks in the loss: what only the noise of windows moves stays at the base
+# Of the rate of networks in the loss, up to level 3 and from level 4: what only the noise of windows moves stays at the base.
+# Less is better, but networks shall stay below 6 % of the smaller files.
+NETWORKS_WEIGHT = 4.5, 3.0
 NETWORKS_END = 0.1  # of their learning rate: where it has fallen to
 SETS = 24  # of symbols of a grid that are tried behind a descent, at most
 VISITS_PER_SET = 16  # iterations of each window that a set is worth
-EXTENSION = 0.25  # of a descent: its last part, done again where λ was changed a little
+RETOUCHING_SETS = 12  # of a choice with another λ
 
 Report = Callable[[int, float, float], None]
 
 
 def _nothing(*_: float) -> None: ...
-
-
-def extended(iterations: int) -> int:
-    """Return how long a descent would be whose last part is so long."""
-    return round(iterations / EXTENSION)
 
 
 def sets_of(iterations: int, windows: int) -> int:
@@ -55,15 +52,15 @@ def sets_of(iterations: int, windows: int) -> int:
 class Fit:
     """Latents and networks of one picture x (3, H, W) in [0, 1], sides multiples of 64; only h × w of it count.
 
-    ``base`` and ``gains`` (7,) are those of a level, in floating point; ``latents`` the grids (H/2^i, W/2^i) to start from,
-    multiplied by the gains. Grids finer than ``finest`` stay zero.
+    ``base`` and ``gains`` (7,) are those of ``level``, in 1/256, in floating point; ``latents`` the grids (H/2^i, W/2^i) to
+    start from, multiplied by the gains. Grids finer than ``finest`` stay zero.
     """
 
     def __init__(
-        self, config: OverfitConfig, x: Tensor, size: tuple[int, int], base: Parameters, gains: Tensor, latents: list[Tensor],
-        lmbda: float, finest: int,
+        self, config: OverfitConfig, x: Tensor, size: tuple[int, int], level: int, base: Parameters, gains: Tensor,
+        latents: list[Tensor], finest: int,
     ) -> None:  # fmt: skip
-        self.config, self.lmbda, self.finest, self.gains = config, lmbda, finest, gains
+        self.config, self.level, self.finest, self.gains = config, level, finest, gains
         h, w = x.shape[1:]
         self.pixels = size[0] * size[1]
         self._costs = WindowCosts(x, size, finest)
@@ -75,6 +72,16 @@ class Fit:
         self.iteration = 0
         self._jobs_done = 0  # of the choice of symbols
         self._order: list[int] = []
+
+    @property
+    def lmbda(self) -> float:
+        """Return λ of the level."""
+        return self.config.lmbda_of(self.level)
+
+    @property
+    def _networks_weight(self) -> float:
+        low, high = NETWORKS_WEIGHT
+        return low + (high - low) * min(max(self.level / 256 - 3, 0.0), 1.0)
 
     @property
     def latents(self) -> list[Tensor]:
@@ -105,14 +112,10 @@ class Fit:
         while self.iteration < iterations:
             self._turn(self.iteration, iterations, report)
 
-    def extend(self, iterations: int, report: Report = _nothing, choosing: Callable[[float], None] = _nothing) -> None:
-        """Descend with the latents alone, as in the last part of a descent, and choose symbols: for a λ that was changed."""
+    def retouch(self, lmbda: float, choosing: Callable[[float], None] = _nothing) -> None:
+        """Choose symbols once more, for another λ than that of the level: a few percent of the bits more, or fewer."""
         self.quantise()
-        whole = extended(iterations)
-        for done in range(whole - iterations, whole):
-            self._turn(done, whole, report)
-        self._jobs_done = 0
-        self._choose(whole, choosing)
+        self._choice(lmbda).run(RETOUCHING_SETS, lambda _, share: choosing(share))
 
     def _choose(self, iterations: int, report: Callable[[float], None]) -> None:
         """Choose symbols behind a descent of so many iterations, or go on with that."""
@@ -121,8 +124,10 @@ class Fit:
             self._jobs_done = jobs
             report(share)
 
-        choice = Choice(self._costs, self._networks.named(), self.gains, self.lmbda, self.latents)
-        choice.run(sets_of(iterations, len(self.windows)), done, self._jobs_done)
+        self._choice(self.lmbda).run(sets_of(iterations, len(self.windows)), done, self._jobs_done)
+
+    def _choice(self, lmbda: float) -> Choice:
+        return Choice(self._costs, self._networks.named(), self.gains, lmbda, self.latents)
 
     def quantise(self) -> Differences:
         """Quantise what is not yet quantised of the networks; return their differences from the base."""
@@ -138,10 +143,9 @@ class Fit:
                 (share - first) / (last - first), lambda flat, bits: self._measure(flat, bits).cost(self.lmbda)
             )
 
-    def move(self, base: Parameters, gains: Tensor, latents: list[Tensor], lmbda: float) -> None:
-        """Take base, gains, latents and λ of another level; the networks, now quantised, stay nearly."""
-        self.quantise()
-        self.gains, self.lmbda = gains, lmbda
+    def move(self, level: int, base: Parameters, gains: Tensor, latents: list[Tensor]) -> None:
+        """Take another level, with its base, gains and latents; the networks stay, of steps that are chosen nearly."""
+        self.level, self.gains = level, gains
         self._networks.rebase(base)
         for adam, value in zip(self._latents, latents, strict=True):
             adam.value.copy_(value)
@@ -169,7 +173,7 @@ class Fit:
         share = self.pixels / len(self.windows)  # of the picture: all windows together weigh as the networks' bits do
         loss = bits / share + self.lmbda * 255**2 * squares / (3 * share)
         if flat.requires_grad:
-            loss = loss + NETWORKS_WEIGHT * self._networks.rate(flat) / self.pixels
+            loss = loss + self._networks_weight * self._networks.rate(flat) / self.pixels
         (loss / math.sqrt(self.lmbda)).backward()
         if flat.grad is not None:
             self._networks.move(flat.grad, networks_rate, self.iteration + 1)

@@ -130,11 +130,11 @@ class MovingNetworks:
         return tuple(chosen)
 
     def rebase(self, base: Parameters) -> None:
-        """Take the base of another level; the parameters, which have steps, stay nearly."""
-        assert self.steps is not None
+        """Take the base of another level; the parameters stay, those that have steps nearly."""
         self._base = base
         self._start = torch.cat([base[name].reshape(-1) for name in self._names])
-        self.value.copy_(self._whole(self.differences(self.steps)))
+        if self.steps is not None:
+            self.value.copy_(self._whole(self.differences(self.steps)))
 
     def state(self) -> dict[str, Tensor]:
         """Return the tensors that ``restore`` takes."""

@@ -102,10 +102,6 @@ class OverfitModel:
         """Return the highest rate level in 1/256."""
         return self.config.max_level
 
-    def lmbda(self, level: int) -> float:
-        """Return λ of a level in 1/256."""
-        return float(self.config.lmbda(torch.tensor(level / 256, dtype=torch.float64)))
-
     @cached_property
     def _analysis(self) -> Analysis:
         with torch.random.fork_rng(devices=[]):  # else the first fit would see other random numbers than the next
@@ -123,20 +119,24 @@ class OverfitModel:
         """Return grids (H/2^i, W/2^i) to start from, before the gains, of x (3, H, W) in [0, 1] with sides multiples of 64."""
         return [grid[0].contiguous() for grid in self._analysis(x[None])]
 
-    def fit(self, x: Tensor, level: int, finest: int, lmbda: float | None = None) -> Fit:
+    def fit(self, x: Tensor, level: int, finest: int) -> Fit:
         """Return the descent for x (3, H, W) uint8 or in [0, 1] at a level in 1/256, at its start.
 
-        ``lmbda`` weighs another λ than that of the level; grids finer than ``finest`` stay empty.
+        Grids finer than ``finest`` stay empty.
         """
         h, w = x.shape[1:]
         check_size(h, w)
         whole = x.to(self.device)
         whole = whole.float() / 255 if whole.dtype == torch.uint8 else whole
         whole = F.pad(whole[None], (0, padded(w) - w, 0, padded(h) - h), mode="replicate")[0]
-        base = {name: value.to(self.device) for name, value in _floats(self.base.at(level)).items()}
-        gains = (self.base.gains(level).double() / 256).float().to(self.device)
+        base, gains = self._at(level)
         latents = [grid * gain.exp2() for grid, gain in zip(self.analyse(whole), gains, strict=True)]
-        return Fit(self.config, whole, (h, w), base, gains, latents, self.lmbda(level) if lmbda is None else lmbda, finest)
+        return Fit(self.config, whole, (h, w), level, base, gains, latents, finest)
+
+    def _at(self, level: int) -> tuple[Parameters, Tensor]:
+        """Return the base networks of a level in 1/256 and its gains (7,), in floating point."""
+        base = {name: value.to(self.device) for name, value in _floats(self.base.at(level)).items()}
+        return base, (self.base.gains(level).double() / 256).float().to(self.device)
 
     def scaled(self, latents: Sequence[Tensor], level: int, to: int) -> list[Tensor]:
         """Return latents of a level in 1/256 as they are at another: multiplied by its gains instead."""
@@ -149,11 +149,9 @@ class OverfitModel:
         """Return differences at a level in 1/256 as they are at another: nearly the same networks."""
         return differences if to == level else differences.rebased(self.config, self.base.at(level), self.base.at(to))
 
-    def move(self, fit: Fit, level: int, to: int) -> None:
-        """Let a descent at a level in 1/256 go on at another: latents are scaled, the networks stay nearly."""
-        base = {name: value.to(self.device) for name, value in _floats(self.base.at(to)).items()}
-        gains = (self.base.gains(to).double() / 256).float().to(self.device)
-        fit.move(base, gains, self.scaled(fit.latents, level, to), self.lmbda(to))
+    def move(self, fit: Fit, to: int) -> None:
+        """Let a descent go on at another level in 1/256: latents are scaled, the networks stay."""
+        fit.move(to, *self._at(to), self.scaled(fit.latents, fit.level, to))
 
     def code(self, latents: Sequence[Tensor], differences: Differences, level: int, h: int, w: int, engine: Engine) -> CodedFit:
         """Code grids (not rounded) and differences of a picture of h × w pixels at a level in 1/256."""

@@ -14,6 +14,7 @@ from bitstream.errors import CheckpointError, FormatError, LimitError, UsageErro
 from bitstream.header import FLAG_FITTED
 from codec import Codec
 from codec.metrics import psnr_db
+from models.overfit.state import State
 
 
 def resealed(data, at, value):
@@ -116,23 +117,26 @@ def test_effort_makes_a_better_picture(fitted_codec, fitted, small):
     assert found[1] > found[0] + 0.3
 
 
-@pytest.mark.parametrize("pays", [False, True])
-def test_the_finest_grid_is_coded_where_it_pays(monkeypatch, fitted_codec, small, pays):
-    monkeypatch.setattr("codec.fitting.FULL_RESOLUTION", 1.0)
-    tried = []
-    plain = type(fitted_codec.model).fit
+@pytest.mark.parametrize(
+    ("may", "does", "bpp", "finest"),
+    [(1.5, 4.0, None, [1]), (0.5, 1.1, None, [0]), (1.0, 4.0, 0.3, [1, 0]), (1.0, 4.0, 0.1, [1, 1])],
+)
+def test_the_finest_grid_is_coded_where_it_pays(monkeypatch, fitted_codec, small, may, does, bpp, finest):
+    """Of level 1.2: below a level never, from another one always, between them by the bits of a short descent without it."""
+    monkeypatch.setattr("codec.fitting.FINEST_MAY", may)
+    monkeypatch.setattr("codec.fitting.FINEST_DOES", does)
+    tried, plain = [], type(fitted_codec.model).fit
 
-    def fit(self, x, level, finest, *rest):
-        found = plain(self, x, level, finest, *rest)
-        tried.append(found)
-        measure = found.measure
-        if pays == (finest == 1):  # the other one costs less
-            found.measure = lambda: type(measure())(1e6, 0.0, 10.0)
+    def fit(self, x, level, finest):
+        found = plain(self, x, level, finest)
+        tried.append(finest)
+        if bpp is not None and len(tried) == 1:
+            found.measure = lambda: State(bpp, 0.0, 20.0)
         return found
 
     monkeypatch.setattr(type(fitted_codec.model), "fit", fit)
     data = fitted_codec.encode(small[:20, :20], quality=60)
-    assert [found.finest for found in tried] == [0, 1, 0 if pays else 1]
+    assert tried == finest
     assert fitted_codec.decode(data).size == (20, 20)
 
 

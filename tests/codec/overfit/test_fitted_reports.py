@@ -132,7 +132,7 @@ def test_the_evaluation_runs_it(installed_overfit, small):
     assert contender.grid() == [0, 50, 100]
     model, picture = contender.coder.model, images.load(small)
     for number, quality in enumerate(contender.grid()):
-        assert contender.facts(quality)["lmbda"] == pytest.approx(model.lmbda(256 * number), abs=1e-6)
+        assert contender.facts(quality)["lmbda"] == pytest.approx(model.config.lmbda_of(256 * number), abs=1e-6)
     data = contender.encode(picture, 50)
     assert contender.decode(data).shape == small.shape
     assert 0 < contender.quality_for(picture, len(data)) < 100

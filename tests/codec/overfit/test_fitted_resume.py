@@ -54,7 +54,7 @@ def test_an_interrupt_of_the_long_descent_leaves_a_file(fitted_codec, fitted, sm
 
 
 def test_an_interrupted_file_still_meets_its_target(fitted_codec, small, interrupt_at, monkeypatch):
-    monkeypatch.setattr("codec.fitting.PictureFit._try_levels", lambda self, level, iterations: 500)  # too much
+    monkeypatch.setattr("codec.fitting.PictureFit._try_levels", lambda self, level: 500)  # too much
     interrupt_at(5)
     data = kept(fitted_codec, small, Target(size=500))
     assert fitted_codec.fit.interrupted
@@ -75,9 +75,8 @@ def test_an_interrupt_of_a_search_ends_the_encoding(fitted_codec, small, interru
 
 
 @pytest.mark.parametrize("target", [Target(size=600), Target(quality=90)])
-def test_an_interrupt_of_a_search_leaves_a_file_where_it_is_to_be_kept(fitted_codec, small, interrupt_at, monkeypatch, target):
+def test_an_interrupt_of_a_search_leaves_a_file_where_it_is_to_be_kept(fitted_codec, small, interrupt_at, target):
     """The short descent is taken for the long one, and meets the target."""
-    monkeypatch.setattr("codec.fitting.FULL_RESOLUTION", 1.5)
     interrupt_at(1)
     data = kept(fitted_codec, small, target)
     assert fitted_codec.fit.interrupted
@@ -85,11 +84,20 @@ def test_an_interrupt_of_a_search_leaves_a_file_where_it_is_to_be_kept(fitted_co
     assert fitted_codec.decode(data).size == (60, 50)
 
 
-def test_an_interrupt_of_the_last_iterations_leaves_a_file(fitted_codec, small, interrupt_at, monkeypatch):
-    monkeypatch.setattr("codec.fitting.PictureFit._try_levels", lambda self, level, iterations: 500)
-    interrupt_at(LONG + 1)
+def test_an_interrupt_of_the_choice_for_a_target_leaves_a_file(fitted_codec, small, monkeypatch):
+    retouch, called = Fit.retouch, []
+
+    def interrupted(self, lmbda, choosing):
+        retouch(self, lmbda, choosing)
+        called.append(lmbda)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Fit, "retouch", interrupted)
     assert len(kept(fitted_codec, small, Target(size=600))) <= 600
     assert fitted_codec.fit.interrupted
+    assert len(called) == 1
+    with pytest.raises(KeyboardInterrupt):
+        fitted_codec.encode(small, size=600)
 
 
 def test_an_interrupt_of_the_choice_leaves_a_file_and_a_state(fitted_codec, small, tmp_path, monkeypatch):
@@ -126,7 +134,7 @@ def test_a_descent_goes_on_to_the_same_number_of_iterations(fitted_codec, small,
 
 
 def test_a_descent_for_a_target_goes_on_without_a_search(fitted_codec, small, tmp_path, monkeypatch):
-    monkeypatch.setattr("codec.fitting.PictureFit._try_levels", lambda self, level, iterations: 200)
+    monkeypatch.setattr("codec.fitting.PictureFit._try_levels", lambda self, level: 200)
     data = fitted_codec.encode(small, size=400, resume=tmp_path / "state")
     monkeypatch.setattr("codec.fitting.PictureFit._try_levels", None)
     assert len(fitted_codec.encode(small, size=400, resume=tmp_path / "state")) <= 400

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-from unittest import mock
 
 import pytest
 import torch
 
 from models.overfit import fit as fit_module
 from models.overfit import moving
-from models.overfit.choice import Choice
 from models.overfit.weights import ABSENT
 
 FACTS = {"picture": "0badcafe", "level": "300"}
@@ -88,20 +86,51 @@ def test_networks_become_what_a_file_holds_while_the_rest_descends(tiny, pixels,
     assert not torch.equal(kept[-2][2], kept[-1][2])
 
 
-def test_extending_moves_latents_towards_another_lambda(tiny, pixels, few_steps):
-    fit = tiny.fit(pixels(64, 64), 300, 1)
-    fit.run(10)
-    before, networks = fit.measure(), {name: value.clone() for name, value in fit.networks.items()}
-    fit.lmbda *= 16
-    fit.extend(25)
+def test_retouching_chooses_symbols_for_another_lambda(tiny, pixels, few_steps):
+    fit, shares = tiny.fit(pixels(64, 64), 300, 1), []
+    fit.run(30)
+    networks = {name: value.clone() for name, value in fit.networks.items()}
+    states = [fit.measure()]
+    for lmbda in (fit.lmbda / 32, fit.lmbda * 32):
+        fit.retouch(lmbda, shares.append)
+        states.append(fit.measure())
+        assert states[-1].cost(lmbda) < states[-2].cost(lmbda)
+    assert states[1].psnr_db < states[2].psnr_db
+    assert shares == 2 * [0.25, 0.5, 0.75, 1]
     assert all(torch.equal(networks[name], value) for name, value in fit.networks.items())
-    assert fit.iteration == 35
-    assert fit.measure().psnr_db > before.psnr_db
+    assert fit.iteration == 30
 
 
-def test_a_lambda_of_ones_own_takes_the_place_of_the_levels(tiny, pixels):
-    assert tiny.fit(pixels(1, 1), 300, 1, lmbda=0.125).lmbda == 0.125
-    assert tiny.fit(pixels(1, 1), 256, 1).lmbda == pytest.approx(math.sqrt(tiny.config.lmbda_min * tiny.config.lmbda_max))
+def test_a_descent_weighs_errors_by_its_level(tiny, pixels):
+    fit = tiny.fit(pixels(1, 1), 256, 1)
+    assert fit.lmbda == pytest.approx(math.sqrt(tiny.config.lmbda_min * tiny.config.lmbda_max))
+    tiny.move(fit, 512)
+    assert fit.lmbda == pytest.approx(tiny.config.lmbda_max)
+
+
+def test_a_descent_goes_on_at_another_level(tiny, pixels, few_steps):
+    """Before its networks have steps they stay as they are, and what it shows changes as little as latents allow."""
+    fit, seen = tiny.fit(pixels(64, 64), 400, 1), []
+
+    def steered(iteration, bpp, psnr):
+        if iteration == 20:
+            seen.append((fit._networks.value.clone(), [value.clone() for value in fit.latents], fit.measure()))
+            tiny.move(fit, 300)
+            seen.append((fit._networks.value.clone(), [value.clone() for value in fit.latents], fit.measure()))
+
+    fit.run(40, steered)
+    (networks, latents, before), (networks_after, latents_after, after) = seen
+    assert fit.level == 300
+    assert torch.equal(networks, networks_after)
+    gains = (tiny.base.gains(300) - tiny.base.gains(400)) / 256
+    for old, new, gain in zip(latents, latents_after, gains, strict=True):
+        assert torch.allclose(new, old * 2**gain)
+    assert after.latents_bpp < before.latents_bpp
+    end = fit.measure()
+    assert end.cost(fit.lmbda) < after.cost(fit.lmbda)
+    decoded = fit.quantise().added(tiny.config, tiny.base.at(300))
+    for name, value in fit.networks.items():
+        assert torch.allclose(value, decoded[name] / 2**16, atol=2**-16)
 
 
 @pytest.fixture
@@ -144,22 +173,6 @@ def test_an_interrupted_choice_goes_on(tiny, pixels, few_steps, many_sets, tmp_p
     assert shares == [0.75, 1]
     assert all(torch.equal(a, b) for a, b in zip(resumed.latents, straight.latents, strict=True))
     assert resumed.measure() == straight.measure()
-
-
-def test_extending_chooses_anew(tiny, pixels, few_steps, many_sets):
-    """With as many sets as behind the descent that it would be the end of."""
-    fit, shares, sets, last, run = tiny.fit(pixels(64, 64), 400, 1), [], [], [], Choice.run
-    fit.run(10)
-
-    def counted(self, count, *rest):
-        sets.append(count)
-        run(self, count, *rest)
-
-    with mock.patch.object(Choice, "run", counted):
-        fit.extend(5, lambda *_: last.append([value.clone() for value in fit.latents]), shares.append)
-    assert sets == [fit_module.sets_of(20, 1)] == [20]
-    assert shares == [0.25, 0.5, 0.75, 1]
-    assert any((new - old.round()).abs().max() >= 1 for new, old in zip(fit.latents[1:5], last[-1][1:5], strict=True))
 
 
 def test_a_longer_descent_chooses_again(tiny, pixels, few_steps, many_sets):

@@ -113,8 +113,8 @@ def test_a_fit_does_not_change_the_checkpoint(tiny, pixels):
 
 def test_levels_and_their_lambda(tiny):
     assert tiny.max_level == 512
-    assert [tiny.lmbda(level) for level in (0, 512)] == pytest.approx([tiny.config.lmbda_min, tiny.config.lmbda_max])
-    assert tiny.lmbda(100) < tiny.lmbda(101)
+    assert [tiny.config.lmbda_of(level) for level in (0, 512)] == pytest.approx([tiny.config.lmbda_min, tiny.config.lmbda_max])
+    assert tiny.config.lmbda_of(100) < tiny.config.lmbda_of(101)
 
 
 def test_timings_add_up(checkpoint, fitted):
