@@ -2,16 +2,18 @@
 """Measure `overfit`: real files at several efforts, decoded in another process, beside AVIF and `swift` on the same pictures.
 
     scripts/bench_overfit.py fit KODAK_FOLDER --efforts 0,5 [--pictures 1,5,8]     rows into results/overfit/
+    scripts/bench_overfit.py fit KODAK_FOLDER --asked bpp=0.4,psnr=29 --efforts 0  the same for targets
     scripts/bench_overfit.py summary KODAK_FOLDER                                  results/overfit.json
 
-A row is a picture at a quality and an effort; those that are there are not made again, and processes share the work. BD-rates
-are of averages over all pictures.
+A row is a picture at a quality (or another target) and an effort; those that are there are not made again, and processes share
+the work. BD-rates are of averages over all pictures.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import subprocess
 import sys
@@ -24,6 +26,7 @@ from typing import Any
 import click
 import numpy as np
 import torch
+from scipy.interpolate import PchipInterpolator
 
 from codec import images
 from codec.api import Codec
@@ -41,18 +44,20 @@ from models.overfit.weights import BaseNetworks
 
 PICTURES = (1, 5, 8, 13, 19, 23)
 QUALITIES = (20.0, 35.0, 50.0)
+ASKED = ",".join(f"quality={quality:g}" for quality in QUALITIES)
 OTHERS = ("avif", "swift")
 MEANS = ("bpp", "psnr_db", "encode_s", "decode_s")
 ROWS = Path("results/overfit")
 DECODE = "import sys; from codec import decode; decode(open(sys.argv[1], 'rb').read(), model=sys.argv[3]).save(sys.argv[2])"
 
 
-def row_of(coder: Codec, model: str, path: Path, quality: float, effort: int) -> dict[str, Any]:
+def row_of(coder: Codec, model: str, path: Path, asked: str, effort: int) -> dict[str, Any]:
     """Encode, decode in another process, compare with the decoder of this one; return what was measured."""
     picture = images.load(path)
     h, w, _ = picture.pixels.shape
     begin = time.perf_counter()
-    data = coder.encode_picture(picture, Target(quality=quality), effort=effort)
+    kind, value = asked.split("=")
+    data = coder.encode_picture(picture, Target(**{kind: float(value)}), effort=effort)  # type: ignore[arg-type]
     seconds = time.perf_counter() - begin
     with tempfile.TemporaryDirectory() as folder:
         source, target = (Path(folder, name) for name in ("a.lic", "a.png"))
@@ -67,7 +72,7 @@ def row_of(coder: Codec, model: str, path: Path, quality: float, effort: int) ->
     assert coder.fit is not None
     return {
         "picture": path.name,
-        "quality": quality,
+        **({"quality": float(value)} if kind == "quality" else {"asked": [kind, float(value)]}),
         "effort": effort,
         "iterations": coder.fit.iterations,
         "checkpoint": coder.model.checkpoint.sha256,
@@ -99,18 +104,19 @@ def main() -> None:
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--model", default="overfit", show_default=True)
 @click.option("--pictures", default=",".join(map(str, PICTURES)), show_default=True)
-@click.option("--qualities", default=",".join(map(str, QUALITIES)), show_default=True)
+@click.option("--asked", default=ASKED, show_default=True, help="Of quality, bpp and psnr, with commas.")
 @click.option("--efforts", default="0,5", show_default=True)
 @click.option("--threads", default=1, show_default=True)
 @click.option("--reverse", is_flag=True, help="The last picture first: for a second process.")
-def fit(folder: Path, model: str, pictures: str, qualities: str, efforts: str, threads: int, reverse: bool) -> None:
-    """Write a row for each picture, quality and effort that has none of this checkpoint."""
+def fit(folder: Path, model: str, pictures: str, asked: str, efforts: str, threads: int, reverse: bool) -> None:
+    """Write a row for each picture, target and effort that has none of this checkpoint."""
     torch.set_num_threads(threads)
     coder = Codec(model, "cpu")
     ROWS.mkdir(parents=True, exist_ok=True)
-    jobs = [(int(n), q, int(e)) for e in numbers(efforts) for q in numbers(qualities) for n in numbers(pictures)]
-    for number, quality, effort in reversed(jobs) if reverse else jobs:
-        path = ROWS / f"{coder.model.checkpoint.sha256[:8]}-{number:02d}-q{quality:g}-e{effort}.json"
+    jobs = [(int(n), target, int(e)) for e in numbers(efforts) for target in asked.split(",") for n in numbers(pictures)]
+    for number, target, effort in reversed(jobs) if reverse else jobs:
+        name = target.replace("quality=", "q").replace("=", "")
+        path = ROWS / f"{coder.model.checkpoint.sha256[:8]}-{number:02d}-{name}-e{effort}.json"
         claim = path.with_suffix(".claim")
         try:
             claim.touch(exist_ok=False)  # another process has it, or was killed: remove the claim then
@@ -120,7 +126,7 @@ def fit(folder: Path, model: str, pictures: str, qualities: str, efforts: str, t
             claim.unlink()
             continue
         try:
-            row = row_of(coder, model, folder / f"kodim{number:02d}.png", quality, effort)
+            row = row_of(coder, model, folder / f"kodim{number:02d}.png", target, effort)
             partial = path.with_suffix(".partial")
             partial.write_text(json.dumps(row, indent=1) + "\n", encoding="utf-8")
             os.replace(partial, path)
@@ -151,6 +157,42 @@ def _bd_rate(points: Curve, curve: Curve) -> float | None:
     return None if rate is None else round(rate, 2)
 
 
+def asked_for(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return how near the files of each target but quality come to it, and how many more bits they have.
+
+    That is against the files of qualities, of the same picture and effort, by interpolation at the same PSNR; of the pictures
+    where these are on both sides.
+    """
+    groups: dict[tuple[str, float, int], list[dict[str, Any]]] = {}
+    for row in rows:
+        if "asked" in row:
+            groups.setdefault((*row["asked"], row["effort"]), []).append(row)
+    found = []
+    for (kind, value, effort), chosen in sorted(groups.items()):
+        misses = [row["psnr_db"] - value if kind == "psnr" else 100 * (row["bpp"] / value - 1) for row in chosen]
+        more = []
+        for row in chosen:
+            of = (row["picture"], effort)
+            curve = sorted((r["psnr_db"], r["bpp"]) for r in rows if "quality" in r and (r["picture"], r["effort"]) == of)
+            if len(curve) > 2 and curve[0][0] <= row["psnr_db"] <= curve[-1][0]:
+                psnrs, rates = zip(*curve, strict=True)
+                more.append(math.log(row["bpp"]) - float(PchipInterpolator(psnrs, np.log(rates))(row["psnr_db"])))
+        found.append(
+            {
+                "asked": kind,
+                "value": value,
+                "effort": effort,
+                "pictures": len(chosen),
+                "least_miss": round(min(misses), 3),
+                "most_miss": round(max(misses), 3),
+                "compared": len(more),
+                "more_bits_percent": round(100 * math.expm1(np.mean(more)), 2) if more else None,
+                "encode_s": round(float(np.mean([row["encode_s"] for row in chosen])), 1),
+            }
+        )
+    return found
+
+
 @main.command()
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--model", default="overfit", show_default=True)
@@ -165,7 +207,7 @@ def summary(folder: Path, model: str, out: Path) -> None:
     for effort in sorted({row["effort"] for row in rows}):
         points = []
         for quality in QUALITIES:
-            chosen = [row for row in rows if (row["effort"], row["quality"]) == (effort, quality)]
+            chosen = [row for row in rows if (row["effort"], row.get("quality")) == (effort, quality)]
             if {row["picture"] for row in chosen} >= {path.name for path in paths}:
                 means = {key: float(np.mean([row[key] for row in chosen])) for key in MEANS}
                 share = sum(row["networks_bytes"] for row in chosen) / sum(row["bytes"] for row in chosen)
@@ -180,6 +222,7 @@ def summary(folder: Path, model: str, out: Path) -> None:
         "checkpoint": sha256,
         "efforts": efforts,
         "others": others,
+        "asked": asked_for(rows),
         "rows": rows,
     }
     out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

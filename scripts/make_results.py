@@ -323,6 +323,16 @@ def overfit(result: dict[str, Any]) -> str:
         lines,
     )
     out += "\n" + table(["effort", "quality", "bpp", "PSNR (dB)", "share of the networks"], points)
+    if result["asked"]:
+        out += "\nTargets; bits against files of qualities at the same PSNR, where the three lie around it:\n\n"
+        lines = []
+        for entry in result["asked"]:
+            unit = "dB" if entry["asked"] == "psnr" else "%"
+            more = "–" if entry["more_bits_percent"] is None else f"{entry['more_bits_percent']:+.1f} % ({entry['compared']})"
+            misses = f"{entry['least_miss']:+.2f} … {entry['most_miss']:+.2f} {unit}"
+            asked = f"`--{entry['asked']} {entry['value']:g}`"
+            lines.append([str(entry["effort"]), asked, str(entry["pictures"]), misses, more, f"{entry['encode_s']:.0f}"])
+        out += table(["effort", "asked", "pictures", "missed by", "bits (pictures)", "encode (s)"], lines)
     start = load("overfit_start.json")
     lines = [
         [row["start"], str(row["iterations"]), f"{row['lagrangian']:.4f}", f"{row['bpp']:.4f}", f"{row['psnr_db']:.2f}"]
