@@ -18,7 +18,10 @@ from codec.targets import Attempt, LevelSearch, Target
 from models.overfit.fit import Fit
 from models.overfit.runtime import OverfitModel, empty_grids
 
-TOO_LARGE, TOO_COARSE_DB = 2.0, 6.0  # of a short descent, for a long one to meet the target
+TOO_LARGE, TOO_COARSE_DB = (
+    4.0,
+    6.0,
+)  # of a short descent, for a long one to meet the target: it ends with 0.4 of the bits or more
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,8 @@ class FittedEncoder:
     def check_end(self, fit: Fit) -> None:
         """Raise TargetError if a short descent at an end of the range of levels is so far off that a long one will not help."""
         h, w = self.size
-        limit, file = self.target.limit(h * w), self.code(fit, fit.level)
-        far = limit is not None and fit.level == 0 and len(file.data) > TOO_LARGE * limit
-        if far or (self.target.psnr is not None and fit.level > 0 and file.psnr_db < self.target.psnr - TOO_COARSE_DB):
+        limit, psnr, file = self.target.limit(h * w), self.target.psnr, self.code(fit, fit.level)
+        too_large = limit is not None and fit.level == 0 and len(file.data) > TOO_LARGE * limit
+        too_coarse = psnr is not None and fit.level == self.model.max_level and file.psnr_db < psnr - TOO_COARSE_DB
+        if too_large or too_coarse:
             LevelSearch(lambda _: file, 0).run(self.target, h * w)

@@ -1,18 +1,22 @@
-"""Steering a descent of ``overfit`` to its target: from where it stands follows where it will end: so the level it needs."""
+"""Steering a descent of ``overfit`` to its target: what it has half-way says what it ends with, and so which level it needs."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
 
-from codec.targets import DEFAULT_QUALITY, PSNR_TOLERANCE, SIZE_TOLERANCE, Attempt, Target
+from codec.targets import PSNR_TOLERANCE, SIZE_TOLERANCE, Attempt, Target
 from models.overfit.state import State
 
-OCTAVES_PER_LEVEL = 0.85  # of bytes
-DB_PER_LEVEL = 2.4
-FARTHEST = 2.0  # levels to move at once: what lies ahead is known less well there
-NEAR_ENOUGH = 0.01  # levels from the middle of what ``codec.targets`` tolerates: 0.6 % of the bytes, 0.024 dB
-LEVELS_PER_OCTAVE = 0.12  # that a choice of symbols with another λ is worth, by the octaves of λ: a first guess
+# Of descents at their own levels, six Kodak pictures, for an octave of λ
+BYTES_PER_OCTAVE = 0.69  # octaves
+DB_PER_OCTAVE = 1.95
+# Gaps, in octaves of λ, from the middle of what codec.targets tolerates
+NEAR_ENOUGH = 0.012  # 0.6 % of the bytes, 0.024 dB: files that are not chosen again
+FAR_OFF = 0.05  # 2.4 %, 0.1 dB: files of which there should be better ones
+SAFETY = 0.006  # that a file which is not allowed is taken to be further off
+# Of a choice of symbols with another λ
+WORTH = 0.15  # of a descent's: a first guess, between 0.11 (kodim23) and 0.22 (kodim08)
 MOST_OCTAVES = 3.0
 
 
@@ -24,7 +28,7 @@ class Outlook:
     db: float
 
 
-# Medians of descents for six Kodak pictures at up to four levels, of 1000 iterations (docs/training.md)
+# About the medians of 21 descents, six Kodak pictures at levels 1.6 to 4, of 1000 iterations (docs/training.md)
 OF_TRIAL = Outlook(0.6, 0.6)  # which is shorter, but ends with noise as low
 STEERED = {
     0.05: Outlook(0.62, 0.45),
@@ -38,50 +42,97 @@ STEERED = {
 
 @dataclass(frozen=True)
 class Steering:
-    """Levels 0 … ``top`` (1/256) for a target of a picture of so many pixels, whose file has so many other bytes."""
+    """Levels 0 … ``top`` (1/256), each worth ``octaves`` of λ, for a target of a picture of so many pixels.
+
+    Its file has ``other_bytes`` beside networks and grids.
+    """
 
     target: Target
     pixels: int
     other_bytes: int
     top: int
+    octaves: float
 
     @property
     def first(self) -> int:
-        """Return the level to begin with."""
-        return round((DEFAULT_QUALITY if self.target.quality is None else self.target.quality) / 100 * self.top)
+        """Return the level to begin with: that of the quality, where one is given."""
+        return self.target.level(self.top)
 
     def gap(self, level: int, n_bytes: float, psnr_db: float) -> float:
-        """Return by how many levels what a level gave is too low for the target; below 0, too high."""
-        target, limit, gaps = self.target, self.target.limit(self.pixels), []
-        if target.psnr is not None:
-            gaps.append((target.psnr + PSNR_TOLERANCE / 2 - psnr_db) / DB_PER_LEVEL)
-        elif target.bpp is None and target.size is None:
-            gaps.append((self.first - level) / 256)
-        if limit is not None:
-            gaps.append(math.log2(max(limit * (1 - SIZE_TOLERANCE / 2), 1) / n_bytes) / OCTAVES_PER_LEVEL)
-        return max(min(*gaps, FARTHEST), -FARTHEST)
+        """Return by how many octaves λ of a descent was too low for the target, if a level gave this; below 0, too high."""
+        gaps = [self._size_gap(n_bytes)]
+        if self.target.psnr is not None:
+            gaps.append((self.target.psnr + PSNR_TOLERANCE / 2 - psnr_db) / DB_PER_OCTAVE)
+        elif self._is_limited_quality and level >= self.first:
+            gaps.append(0.0)  # there is no need for more
+        most = self.top / 256 * self.octaves
+        return min(max(min(gaps), -most), most)
+
+    def level(self, level: int, gap: float) -> int:
+        """Return the level that is higher by a gap, even beyond the ends; not above that of a quality with a limit."""
+        level += round(256 * gap / self.octaves)
+        return min(level, self.first) if self._is_limited_quality else level
 
     def wanted(self, level: int, state: State, ahead: Outlook) -> int:
         """Return the level at which a descent that stands so at a level would end at the target; beyond the ends if none."""
         n_bytes = self.other_bytes + state.bpp * ahead.bits * self.pixels / 8
-        return level + round(256 * self.gap(level, n_bytes, state.psnr_db + ahead.db))
+        return self.level(level, self.gap(level, n_bytes, state.psnr_db + ahead.db))
 
     def allows(self, file: Attempt) -> bool:
         """Return whether a file is one that the target allows, however far from it."""
         limit, psnr = self.target.limit(self.pixels), self.target.psnr
         if limit is not None and len(file.data) > limit:
             return False
-        return psnr is None or file.psnr_db >= psnr or (limit is not None and len(file.data) >= limit * (1 - SIZE_TOLERANCE))
+        return psnr is None or file.psnr_db >= psnr or self._size_gap(len(file.data)) < FAR_OFF
+
+    @property
+    def _is_limited_quality(self) -> bool:
+        return self.target.psnr is None and self.target.bpp is None and self.target.size is None
+
+    def _size_gap(self, n_bytes: float) -> float:
+        limit = self.target.limit(self.pixels)
+        if limit is None:
+            return math.inf
+        return math.log2(max(limit * (1 - SIZE_TOLERANCE / 2), 1) / n_bytes) / BYTES_PER_OCTAVE
 
 
-def octaves_for(points: list[tuple[float, float]]) -> float:
-    """Return the octaves by which λ of a choice of symbols should differ, from those that were tried and the gap they left.
+class Retouching:
+    """The search for the λ of a choice of symbols whose file is at the target: files that were made, and what to try next."""
 
-    The secant of the last two, not far from what is usual.
-    """
-    octaves, gap = points[-1]
-    slope = LEVELS_PER_OCTAVE
-    if len(points) > 1 and points[-2][0] != octaves:
-        before, gap_before = points[-2]
-        slope = min(max((gap_before - gap) / (octaves - before), slope / 4), slope * 4)
-    return min(max(octaves + gap / slope, -MOST_OCTAVES), MOST_OCTAVES)
+    def __init__(self, steering: Steering, level: int) -> None:
+        self._steering, self._level = steering, level
+        self._points: list[tuple[float, float]] = []  # octaves of λ and gaps
+        self.octaves = 0.0
+        self.best: Attempt | None = None  # of the files that are allowed
+        self.gap = math.inf  # of the best, in octaves of λ of a descent
+
+    def add(self, file: Attempt) -> None:
+        """Take the file of a choice with λ times 2 to the ``octaves``, and let these be what to try next.
+
+        They follow the secant through the last two files, which is not to be far from what is usual.
+        """
+        gap, top = self._steering.gap(self._level, len(file.data), file.psnr_db), self._steering.top
+        if not self._steering.allows(file):
+            gap += math.copysign(SAFETY, gap)
+        else:
+            gap = 0.0 if (self._level == 0 and gap < 0) or (self._level == top and gap > 0) else gap  # no level is nearer
+            if abs(gap) < abs(self.gap):
+                self.best, self.gap = file, gap
+        slope = WORTH
+        if self._points and self._points[-1][0] != self.octaves:
+            octaves, before = self._points[-1]
+            slope = min(max((before - gap) / (self.octaves - octaves), slope / 4), slope * 4)
+        self._points.append((self.octaves, gap))
+        self.octaves = min(max(self.octaves + gap / slope, -MOST_OCTAVES), MOST_OCTAVES)
+
+    @property
+    def over(self) -> bool:
+        """Return whether another choice is not worth its time: the best file is near, or no other λ is left."""
+        return abs(self.gap) <= NEAR_ENOUGH or self.octaves == self._points[-1][0]
+
+    @property
+    def level(self) -> int:
+        """Return the level at which the descent should have been; its own, if the best file is not far from the target."""
+        if abs(self.gap) <= FAR_OFF or not self._points:
+            return self._level
+        return min(max(self._steering.level(self._level, self._points[0][1]), 0), self._steering.top)

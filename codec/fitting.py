@@ -24,11 +24,11 @@ from bitstream.errors import TargetError, UsageError, WriteError
 from bitstream.grid import padded
 from codec.files import check_target
 from codec.fitted_encoder import FittedEncoder
-from codec.fitted_steering import NEAR_ENOUGH, OF_TRIAL, STEERED, Outlook, Steering, octaves_for
+from codec.fitted_steering import OF_TRIAL, STEERED, Outlook, Retouching, Steering
 from codec.images import Picture
 from codec.targets import DEFAULT_QUALITY, Attempt, Target
 from models.overfit.fit import RETOUCHING_SETS, Fit, sets_of
-from models.overfit.runtime import OverfitModel
+from models.overfit.runtime import OverfitModel, check_size
 from models.overfit.state import State, check_facts, stored_facts
 from models.overfit.windows import windows_of
 
@@ -39,7 +39,6 @@ TRIALS = 3  # of them for a target at most
 NEAR = 64  # levels in 1/256 that another one would move the long descent by: less than what it says of it is worth
 SET_ITERATIONS = 2.5  # of each window take about as long as a set of the choice of symbols
 RETOUCHES = 4  # choices behind the long descent for a target at most
-FAR_OFF = 0.04  # levels from a target: then it is searched with scaled latents
 FINEST_MAY, FINEST_LIKELY, FINEST_DOES = 1.5, 2.5, 4.0  # levels from which the finest grid may pay, is likely to, does
 FINEST_PAYS = 0.2  # bits per pixel of a short descent without the finest grid, from which it pays where it may
 SAVE_SECONDS = 60.0
@@ -70,30 +69,34 @@ class PictureFit:
     def __post_init__(self) -> None:
         self._encoder = FittedEncoder(self.model, self.engine, self.picture, self.target)
         h, w = self._size = self._encoder.size
+        check_size(h, w)
         self._x = torch.from_numpy(self.picture.pixels).permute(2, 0, 1)
         self._windows = len(windows_of(padded(h), padded(w)))
         self.iterations = math.ceil(ITERATIONS[self.effort] * max(1, self._windows / WINDOWS))
-        self._trial, self._sets = TRIAL_VISITS * self._windows, sets_of(self.iterations, self._windows)
-        self._steering = Steering(self.target, h * w, self._encoder.other_bytes, self.model.max_level)
+        other_bytes = 0 if self.target.is_quality else self._encoder.other_bytes
+        self._steering = Steering(self.target, h * w, other_bytes, self.model.max_level, self.model.config.octaves)
+        self._short_iterations = TRIAL_VISITS * self._windows
+        self._choosing_behind = self._choosing_takes(sets_of(self.iterations, self._windows))
+        self._retouching_behind = RETOUCHES * self._choosing_takes(RETOUCHING_SETS) * (not self.target.is_quality)
         self._found: Fit | None = None  # the descent that an interrupt leaves
         self._done, self._total = 0.0, 1.0
-        self._reported = 0.0
+        self._reported = self._shown = 0.0
 
     def run(self) -> bytes:
         """Return the file. Raises TargetError if no level meets the target, UsageError for a state of another descent."""
-        asked = not self.target.is_quality
-        behind = RETOUCHES * self._choice(RETOUCHING_SETS) * asked
-        self._total = (1 + TRIALS * asked) * self._trial + self.iterations + self._choice(self._sets) + behind
+        searching = (1 if self.target.is_quality else 1 + TRIALS) * self._short_iterations
+        self._total = searching + self.iterations + self._choosing_behind + self._retouching_behind
         with torch.random.fork_rng(devices=[self.model.device] if self.model.device.type == "cuda" else []):
             torch.manual_seed(0)
             fit = self._begin()
             if not self.interrupted:
-                self._descend(fit, behind)
-            file = (self._retouched(fit) if asked and not self.interrupted else None) or self._searched(fit)
+                self._descend(fit, go_on=True)
+            file = None if self.target.is_quality or self.interrupted else self._met(fit)
+            file = file or self._searched(fit)
         self.progress(1.0)
         return file.data
 
-    def _choice(self, sets: int) -> float:
+    def _choosing_takes(self, sets: int) -> float:
         """Return how many iterations take about as long as a choice of symbols."""
         return sets * self._windows * SET_ITERATIONS
 
@@ -115,14 +118,18 @@ class PictureFit:
         assert self._found is not None
         return self._found
 
-    def _descend(self, fit: Fit, rest: float) -> None:
-        """Run the long descent, with what takes so many iterations behind it; an interrupt ends it, and what it has is kept."""
-        if self.resume is not None and self.resume.exists():
+    def _descend(self, fit: Fit, *, go_on: bool) -> None:
+        """Run the long descent, or go on with the stored one, steered to the target; or a second one, at its level.
+
+        An interrupt ends it, and what it has is kept.
+        """
+        if go_on and self.resume is not None and self.resume.exists():
             fit.resume(self.resume, self._facts() | _facts_of(fit))
-        before = self._total - rest - self._choice(self._sets) - self.iterations
+        before = self._total - self._retouching_behind - self._choosing_behind - self.iterations
         self._done = max(self._done, before + fit.iteration)
-        saved, shown = monotonic(), self._choosing(self._sets)
-        steered = {} if self.target.is_quality else {round(self.iterations * share): ahead for share, ahead in STEERED.items()}
+        saved, shown = monotonic(), self._choosing(self._choosing_behind)
+        is_steered = go_on and not self.target.is_quality
+        steered = {round(self.iterations * share): ahead for share, ahead in STEERED.items()} if is_steered else {}
 
         def save_in_time() -> None:
             nonlocal saved
@@ -153,27 +160,34 @@ class PictureFit:
         level = self._steering.wanted(fit.level, fit.measure(), ahead)
         self.model.move(fit, min(max(level, 0), self.model.max_level))
 
-    def _retouched(self, fit: Fit) -> Attempt | None:
-        """Return the file at the target, of symbols chosen for other λ; None if that is too far. An interrupt ends it."""
-        steering, top = self._steering, self.model.max_level
-        allowed: list[tuple[float, Attempt]] = []
-        points: list[tuple[float, float]] = []
-        octaves = 0.0
-        while True:
-            file = self._encoder.code(fit, fit.level)
-            gap = steering.gap(fit.level, len(file.data), file.psnr_db)
-            if steering.allows(file):
-                if abs(gap) <= NEAR_ENOUGH or (fit.level == 0 and gap < 0) or (fit.level == top and gap > 0):
-                    return file
-                allowed.append((abs(gap), file))
-            points.append((octaves, gap))
-            octaves = octaves_for(points)
-            if self.interrupted or len(points) > RETOUCHES or octaves == points[-1][0]:
-                break
+    def _met(self, fit: Fit) -> Attempt | None:
+        """Return the file nearest to the target, of those of a descent, and of a second one where it ended far off.
+
+        None if none of them is allowed: the symbols are those of before then.
+        """
+        latents = [value.clone() for value in fit.latents]
+        first = second = self._retouched(fit)
+        if first.level != fit.level and not self.interrupted:
             with self._interruptible():
-                fit.retouch(fit.lmbda * 2**octaves, self._choosing(RETOUCHING_SETS))
-        distance, file = min(allowed, key=lambda pair: pair[0], default=(math.inf, file))
-        return file if distance < FAR_OFF else None
+                again = self.model.fit(self._x, first.level, self._finest(first.level))
+                self._total = self._done + self.iterations + self._choosing_behind + self._retouching_behind
+                self._descend(again, go_on=False)
+                second = self._retouched(again)
+        for value, before in zip(fit.latents, latents, strict=True):
+            value.copy_(before)
+        return min(first, second, key=lambda found: abs(found.gap)).best
+
+    def _retouched(self, fit: Fit) -> Retouching:
+        """Choose symbols for other λ, until the file is at the target or it is in vain; an interrupt ends it."""
+        found = Retouching(self._steering, fit.level)
+        with self._interruptible():
+            found.add(self._encoder.code(fit, fit.level))
+            for _ in range(RETOUCHES):
+                if self.interrupted or found.over:
+                    break
+                fit.retouch(fit.lmbda * 2**found.octaves, self._choosing(self._choosing_takes(RETOUCHING_SETS)))
+                found.add(self._encoder.code(fit, fit.level))
+        return found
 
     def _save(self, fit: Fit) -> None:
         """Keep the descent, if it is to be; a disk that has become full is no reason to lose it."""
@@ -222,7 +236,7 @@ class PictureFit:
         """Return a short descent, done; an interrupt leaves the last one that was, or what there is of the first."""
         fit = self.model.fit(self._x, level, finest)
         self._found = self._found or fit
-        fit.descend(self._trial, self._report)
+        fit.descend(self._short_iterations, self._report)
         self._found = fit
         return fit
 
@@ -230,7 +244,7 @@ class PictureFit:
         """Return the finest grid that is not left away, 0 or 1: it pays where there are bits enough."""
         if level >= FINEST_DOES * 256:
             return 0
-        return 0 if level >= FINEST_MAY * 256 and self._short(level, 1).measure().bpp > FINEST_PAYS else 1
+        return 0 if level >= FINEST_MAY * 256 and self._short(level, 1).measure().latents_bpp > FINEST_PAYS else 1
 
     def _try_levels(self, level: int) -> int:
         """Return about the level that meets the target, by short descents. Raises TargetError for one that is far off."""
@@ -238,7 +252,7 @@ class PictureFit:
             fit = self._short(level, 0 if level >= FINEST_LIKELY * 256 else 1)
             wanted = self._steering.wanted(level, fit.measure(), OF_TRIAL)
             level = min(max(wanted, 0), self.model.max_level)
-            if level == fit.level != wanted:
+            if level == fit.level and level != wanted:  # it is an end, and the target lies beyond
                 self._encoder.check_end(fit)
             if abs(level - fit.level) < NEAR:
                 break
@@ -261,23 +275,24 @@ class PictureFit:
             self.state = State(old.latents_bpp * 0.95 + bpp * 0.05, 0.0, old.psnr_db * 0.95 + psnr * 0.05)
         self._show(self._done + 1)
 
-    def _choosing(self, sets: int) -> Callable[[float], None]:
-        """Return what reports the share of a choice of symbols, from where the progress is then."""
+    def _choosing(self, iterations: float) -> Callable[[float], None]:
+        """Return what reports the share of what takes so many iterations, from where the progress is then."""
         begun: float | None = None
 
         def report(share: float) -> None:
             nonlocal begun
             begun = self._done if begun is None else begun
-            self._show(begun + share * self._choice(sets))
+            self._show(begun + share * iterations)
 
         return report
 
     def _show(self, done: float) -> None:
-        """Report the progress, if it is time: what is worth so many iterations is done."""
+        """Report the progress, if it is time: what is worth so many iterations is done. It never falls."""
         self._done, now = done, monotonic()
         if now - self._reported > REPORT_SECONDS:
             self._reported = now
-            self.progress(min(done / self._total, 1.0))
+            self._shown = max(self._shown, min(done / self._total, 1.0))
+            self.progress(self._shown)
 
 
 def _facts_of(fit: Fit) -> dict[str, str]:

@@ -55,6 +55,10 @@ class Target:
             return math.floor(self.bpp * pixels / 8)
         return self.size if self.size is not None else self.max_size
 
+    def level(self, top: int) -> int:
+        """Return the rate level of the quality, which is the default one if none is given, of 0 … ``top``."""
+        return round((DEFAULT_QUALITY if self.quality is None else self.quality) / 100 * top)
+
     @property
     def is_quality(self) -> bool:
         """Return whether no search is needed."""
@@ -107,8 +111,7 @@ class LevelSearch:
         if target.psnr is not None:
             start = top = self._reaching(target.psnr, start if first is None else first)
         elif target.bpp is None and target.size is None:
-            quality = DEFAULT_QUALITY if target.quality is None else target.quality
-            start = top = round(quality / 100 * self.top)
+            start = top = target.level(self.top)
         if limit is not None:
             top = self._within(limit, top, start if first is None else min(first, top))
         return top, self.at(top)

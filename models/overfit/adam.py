@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -26,6 +27,12 @@ class Adam:
     def step(self, gradient: Tensor, rate: float, count: int, part: Any = ...) -> None:
         """Move a part of the value for the count-th time."""
         self.value[part] = self.moved(gradient, rate, count, part)
+
+    def moved_to(self, value: Tensor) -> Adam:
+        """Return one that goes on from another value, with these moments."""
+        other = copy.copy(self)
+        other.value = value
+        return other
 
     def state(self) -> dict[str, Tensor]:
         """Return the tensors that ``restore`` takes."""

@@ -58,6 +58,11 @@ class OverfitConfig:
         """Return the highest rate level in 1/256."""
         return 256 * (self.levels - 1)
 
+    @property
+    def octaves(self) -> float:
+        """Return how many octaves of λ a level is worth."""
+        return math.log2(self.lmbda_max / self.lmbda_min) / (self.levels - 1)
+
     def lmbda_of(self, level: int) -> float:
         """Return λ of a level in 1/256."""
         return float(self.lmbda(torch.tensor(level / 256, dtype=torch.float64)))

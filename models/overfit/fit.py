@@ -144,11 +144,10 @@ class Fit:
             )
 
     def move(self, level: int, base: Parameters, gains: Tensor, latents: list[Tensor]) -> None:
-        """Take another level, with its base, gains and latents; the networks stay, of steps that are chosen nearly."""
-        self.level, self.gains = level, gains
-        self._networks.rebase(base)
-        for adam, value in zip(self._latents, latents, strict=True):
-            adam.value.copy_(value)
+        """Take another level, with its base, gains and latents; what the networks differ by from the base stays."""
+        networks = self._networks.rebased(base)
+        adams = [adam.moved_to(value) for adam, value in zip(self._latents, latents, strict=True)]
+        self.level, self.gains, self._networks, self._latents = level, gains, networks, adams  # an interrupt takes all or none
 
     def _turn(self, done: int, of: int, report: Report) -> None:
         """Descend once, in the window whose turn it is, as it is done after so many iterations of a descent."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 
@@ -129,12 +130,12 @@ class MovingNetworks:
                         best, chosen = found, steps
         return tuple(chosen)
 
-    def rebase(self, base: Parameters) -> None:
-        """Take the base of another level; the parameters stay, those that have steps nearly."""
-        self._base = base
-        self._start = torch.cat([base[name].reshape(-1) for name in self._names])
-        if self.steps is not None:
-            self.value.copy_(self._whole(self.differences(self.steps)))
+    def rebased(self, base: Parameters) -> MovingNetworks:
+        """Return networks that differ as much from the base of another level, and go on from there."""
+        other = copy.copy(self)
+        other._base, other._start = base, torch.cat([base[name].reshape(-1) for name in self._names])
+        other._adam = self._adam.moved_to(self.value + (other._start - self._start))
+        return other
 
     def state(self) -> dict[str, Tensor]:
         """Return the tensors that ``restore`` takes."""

@@ -150,7 +150,7 @@ class OverfitModel:
         return differences if to == level else differences.rebased(self.config, self.base.at(level), self.base.at(to))
 
     def move(self, fit: Fit, to: int) -> None:
-        """Let a descent go on at another level in 1/256: latents are scaled, the networks stay."""
+        """Let a descent go on at another level in 1/256: latents are scaled, networks differ as much from the base."""
         fit.move(to, *self._at(to), self.scaled(fit.latents, fit.level, to))
 
     def code(self, latents: Sequence[Tensor], differences: Differences, level: int, h: int, w: int, engine: Engine) -> CodedFit:

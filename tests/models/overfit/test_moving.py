@@ -112,15 +112,35 @@ def test_chosen_steps_cost_no_more_than_the_first_ones_or_none(networks):
         assert best <= cost_of(tuple(ABSENT if number == 0 else step for number in range(13))) + 1e-9
 
 
-def test_networks_stay_nearly_at_another_level(networks, tiny):
-    """Their differences there hold what is between the levels, to half a step, where a group has any."""
+def floats(parameters):
+    return {name: (value.double() / 2**16).float() for name, value in parameters.items()}
+
+
+@pytest.mark.parametrize("share", [0.0, 0.6])
+def test_networks_go_on_from_the_base_of_another_level(networks, tiny, share):
+    """They differ from it as much as before; what they were is not touched."""
+    if share:
+        networks.freeze(share, near(networks))
+    before, offsets = networks.value.clone(), networks.offsets()
+    moved = networks.rebased(floats(tiny.base.at(40)))
+    assert torch.equal(networks.value, before)
+    assert not torch.equal(moved.value, before)
+    for name, offset in moved.offsets().items():
+        assert torch.allclose(offset, offsets[name], atol=1e-6)
+    assert torch.equal(moved.frozen, networks.frozen)
+    moved.move(torch.randn_like(before), 1.0, 1)
+    assert not torch.equal(moved.value, networks.rebased(floats(tiny.base.at(40))).value)
+    moved.freeze(1.0, near(moved))
+    decoded = floats(moved.differences(moved.steps).added(tiny.config, tiny.base.at(40)))
+    assert all(torch.allclose(value, decoded[name], atol=1e-6) for name, value in moved.named().items())
+
+
+def test_differences_of_another_level_make_nearly_the_same_networks(networks, tiny):
+    """To half a step, where a group has any."""
     networks.freeze(1.0, near(networks))
-    before, steps = networks.value.clone(), networks.steps
+    steps = networks.steps
     found = networks.differences(steps).rebased(tiny.config, tiny.base.at(300), tiny.base.at(40))
-    networks.rebase({name: (value.double() / 2**16).float() for name, value in tiny.base.at(40).items()})
-    sizes = [part / 2 + 1e-6 if part < 1 else 99 for part in moving._sizes_of(steps)]
-    distances = (networks.value - before).abs().split(networks._sizes)
-    assert all(len(part) == 0 or part.max() <= size for part, size in zip(distances, sizes, strict=True))
-    after = networks.differences(steps)
-    assert after.steps == found.steps
-    assert all((a == b).all() for a, b in zip(after.symbols, found.symbols, strict=True))
+    after = floats(found.added(tiny.config, tiny.base.at(40)))
+    for names, step, symbols in zip(tiny.config.groups(), found.steps, found.symbols, strict=True):
+        for name in names if step != ABSENT and symbols.any() else ():
+            assert (after[name] - networks.named()[name]).abs().max() <= 2.0 ** (step - 16) / 2 + 1e-6
