@@ -24,10 +24,11 @@ from bitstream.errors import TargetError, UsageError, WriteError
 from bitstream.grid import padded
 from codec.files import check_target
 from codec.fitted_encoder import FittedEncoder
+from codec.fitted_progress import FitProgress
 from codec.fitted_steering import OF_TRIAL, STEERED, Outlook, Retouching, Steering
 from codec.images import Picture
 from codec.targets import DEFAULT_QUALITY, Attempt, Target
-from models.overfit.fit import RETOUCHING_SETS, Fit, sets_of
+from models.overfit.fit import Fit
 from models.overfit.runtime import OverfitModel, check_size
 from models.overfit.state import State, check_facts, stored_facts
 from models.overfit.windows import windows_of
@@ -37,12 +38,10 @@ WINDOWS = 6
 TRIAL_VISITS = 8  # of each window: short descents, that search
 TRIALS = 3  # of them for a target at most
 NEAR = 64  # levels in 1/256 that another one would move the long descent by: less than what it says of it is worth
-SET_ITERATIONS = 2.5  # of each window take about as long as a set of the choice of symbols
 RETOUCHES = 4  # choices behind the long descent for a target at most
 FINEST_MAY, FINEST_LIKELY, FINEST_DOES = 1.5, 2.5, 4.0  # levels from which the finest grid may pay, is likely to, does
 FINEST_PAYS = 0.2  # bits per pixel of a short descent without the finest grid, from which it pays where it may
 SAVE_SECONDS = 60.0
-REPORT_SECONDS = 0.2
 
 
 @dataclass
@@ -62,7 +61,6 @@ class PictureFit:
     progress: Callable[[float], None] = lambda _: None
     resume: Path | None = None
     keep_interrupted: bool = False
-    state: State | None = None
     iterations: int = field(init=False)
     interrupted: bool = field(init=False, default=False)
 
@@ -76,16 +74,17 @@ class PictureFit:
         other_bytes = 0 if self.target.is_quality else self._encoder.other_bytes
         self._steering = Steering(self.target, h * w, other_bytes, self.model.max_level, self.model.config.octaves)
         self._short_iterations = TRIAL_VISITS * self._windows
-        self._choosing_behind = self._choosing_takes(sets_of(self.iterations, self._windows))
-        self._retouching_behind = RETOUCHES * self._choosing_takes(RETOUCHING_SETS) * (not self.target.is_quality)
+        short, retouches = (1, 0) if self.target.is_quality else (1 + TRIALS, RETOUCHES)
+        self._progress = FitProgress(self.progress, short * self._short_iterations, self.iterations, self._windows, retouches)
         self._found: Fit | None = None  # the descent that an interrupt leaves
-        self._done, self._total = 0.0, 1.0
-        self._reported = self._shown = 0.0
+
+    @property
+    def state(self) -> State | None:
+        """Return where the descent stands, by estimate, once it has begun."""
+        return self._progress.state
 
     def run(self) -> bytes:
         """Return the file. Raises TargetError if no level meets the target, UsageError for a state of another descent."""
-        searching = (1 if self.target.is_quality else 1 + TRIALS) * self._short_iterations
-        self._total = searching + self.iterations + self._choosing_behind + self._retouching_behind
         with torch.random.fork_rng(devices=[self.model.device] if self.model.device.type == "cuda" else []):
             torch.manual_seed(0)
             fit = self._begin()
@@ -93,12 +92,8 @@ class PictureFit:
                 self._descend(fit, go_on=True)
             file = None if self.target.is_quality or self.interrupted else self._met(fit)
             file = file or self._searched(fit)
-        self.progress(1.0)
+        self._progress.end()
         return file.data
-
-    def _choosing_takes(self, sets: int) -> float:
-        """Return how many iterations take about as long as a choice of symbols."""
-        return sets * self._windows * SET_ITERATIONS
 
     @contextmanager
     def _interruptible(self) -> Iterator[None]:
@@ -125,9 +120,8 @@ class PictureFit:
         """
         if go_on and self.resume is not None and self.resume.exists():
             fit.resume(self.resume, self._facts() | _facts_of(fit))
-        before = self._total - self._retouching_behind - self._choosing_behind - self.iterations
-        self._done = max(self._done, before + fit.iteration)
-        saved, shown = monotonic(), self._choosing(self._choosing_behind)
+        self._progress.begin(fit.iteration)
+        saved, shown = monotonic(), self._progress.choice()
         is_steered = go_on and not self.target.is_quality
         steered = {round(self.iterations * share): ahead for share, ahead in STEERED.items()} if is_steered else {}
 
@@ -138,7 +132,7 @@ class PictureFit:
                 saved = monotonic()
 
         def report(iteration: int, bpp: float, psnr: float) -> None:
-            self._report(iteration, bpp, psnr)
+            self._progress.iteration(iteration, bpp, psnr)
             if iteration in steered:
                 self._steer(fit, steered[iteration])
             save_in_time()
@@ -170,7 +164,7 @@ class PictureFit:
         if first.level != fit.level and not self.interrupted:
             with self._interruptible():
                 again = self.model.fit(self._x, first.level, self._finest(first.level))
-                self._total = self._done + self.iterations + self._choosing_behind + self._retouching_behind
+                self._progress.begin_again()
                 self._descend(again, go_on=False)
                 second = self._retouched(again)
         for value, before in zip(fit.latents, latents, strict=True):
@@ -185,7 +179,7 @@ class PictureFit:
             for _ in range(RETOUCHES):
                 if self.interrupted or found.over:
                     break
-                fit.retouch(fit.lmbda * 2**found.octaves, self._choosing(self._choosing_takes(RETOUCHING_SETS)))
+                fit.retouch(fit.lmbda * 2**found.octaves, self._progress.retouch())
                 found.add(self._encoder.code(fit, fit.level))
         return found
 
@@ -236,7 +230,7 @@ class PictureFit:
         """Return a short descent, done; an interrupt leaves the last one that was, or what there is of the first."""
         fit = self.model.fit(self._x, level, finest)
         self._found = self._found or fit
-        fit.descend(self._short_iterations, self._report)
+        fit.descend(self._short_iterations, self._progress.iteration)
         self._found = fit
         return fit
 
@@ -266,33 +260,6 @@ class PictureFit:
             if self.interrupted:
                 raise TargetError(f"interrupted before the target was met: so far, {error}") from error
             raise
-
-    def _report(self, _: int, bpp: float, psnr: float) -> None:
-        if self.state is None:
-            self.state = State(bpp, 0.0, psnr)
-        else:  # of one window after another: a mean of the last ones
-            old = self.state
-            self.state = State(old.latents_bpp * 0.95 + bpp * 0.05, 0.0, old.psnr_db * 0.95 + psnr * 0.05)
-        self._show(self._done + 1)
-
-    def _choosing(self, iterations: float) -> Callable[[float], None]:
-        """Return what reports the share of what takes so many iterations, from where the progress is then."""
-        begun: float | None = None
-
-        def report(share: float) -> None:
-            nonlocal begun
-            begun = self._done if begun is None else begun
-            self._show(begun + share * iterations)
-
-        return report
-
-    def _show(self, done: float) -> None:
-        """Report the progress, if it is time: what is worth so many iterations is done. It never falls."""
-        self._done, now = done, monotonic()
-        if now - self._reported > REPORT_SECONDS:
-            self._reported = now
-            self._shown = max(self._shown, min(done / self._total, 1.0))
-            self.progress(self._shown)
 
 
 def _facts_of(fit: Fit) -> dict[str, str]:

@@ -302,7 +302,7 @@ def test_a_signal_interrupts_the_descent_alone(monkeypatch):
 
 
 def test_a_bar_shows_bits_and_psnr(run, tmp_path, png, monkeypatch):
-    monkeypatch.setattr("codec.fitting.REPORT_SECONDS", 0)
+    monkeypatch.setattr("codec.fitted_progress.REPORT_SECONDS", 0)
     monkeypatch.setattr(cli_coding, "is_terminal", lambda _: True)
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("TTY_COMPATIBLE", "1")

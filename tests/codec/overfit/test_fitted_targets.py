@@ -94,7 +94,7 @@ def test_what_is_far_off_is_an_error_before_the_long_descent(monkeypatch, fitted
 
 @pytest.mark.parametrize("options", [{"quality": 30}, {"size": 450}])
 def test_progress_rises_to_one(monkeypatch, fitted_codec, small, options):
-    monkeypatch.setattr("codec.fitting.REPORT_SECONDS", 0)
+    monkeypatch.setattr("codec.fitted_progress.REPORT_SECONDS", 0)
     shares = []
     fitted_codec.encode(small[:40, :40], progress=shares.append, **options)
     assert shares == sorted(shares)
@@ -107,7 +107,7 @@ def test_progress_rises_to_one(monkeypatch, fitted_codec, small, options):
 
 @pytest.mark.parametrize("options", [{"quality": 30}, {"size": 450}])
 def test_progress_goes_on_in_the_choice_of_symbols(monkeypatch, fitted_codec, small, options):
-    monkeypatch.setattr("codec.fitting.REPORT_SECONDS", 0)
+    monkeypatch.setattr("codec.fitted_progress.REPORT_SECONDS", 0)
     monkeypatch.setattr("models.overfit.fit.VISITS_PER_SET", 1)
     monkeypatch.setattr("codec.fitted_steering.NEAR_ENOUGH", -1)
     shares, inside, run = [], [], Choice.run
