@@ -16,7 +16,7 @@ NEAR_ENOUGH = 0.012  # 0.6 % of the bytes, 0.024 dB: files that are not chosen a
 FAR_OFF = 0.05  # 2.4 %, 0.1 dB: files of which there should be better ones
 SAFETY = 0.006  # that a file which is not allowed is taken to be further off
 # Of a choice of symbols with another λ
-WORTH = 0.15  # of a descent's: a first guess, between 0.11 (kodim23) and 0.22 (kodim08)
+WORTH = 0.2  # of a descent's: a first guess, between 0.11 (kodim23) and 0.26 (kodim08)
 MOST_OCTAVES = 3.0
 
 

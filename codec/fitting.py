@@ -157,9 +157,8 @@ class PictureFit:
     def _met(self, fit: Fit) -> Attempt | None:
         """Return the file nearest to the target, of those of a descent, and of a second one where it ended far off.
 
-        None if none of them is allowed: the symbols are those of before then.
+        None if none of them is allowed.
         """
-        latents = [value.clone() for value in fit.latents]
         first = second = self._retouched(fit)
         if first.level != fit.level and not self.interrupted:
             with self._interruptible():
@@ -167,13 +166,14 @@ class PictureFit:
                 self._progress.begin_again()
                 self._descend(again, go_on=False)
                 second = self._retouched(again)
-        for value, before in zip(fit.latents, latents, strict=True):
-            value.copy_(before)
         return min(first, second, key=lambda found: abs(found.gap)).best
 
     def _retouched(self, fit: Fit) -> Retouching:
-        """Choose symbols for other λ, until the file is at the target or it is in vain; an interrupt ends it."""
-        found = Retouching(self._steering, fit.level)
+        """Choose symbols for other λ, until a file is at the target or it is in vain; an interrupt ends it.
+
+        Each choice begins with the symbols that the descent ended with, and they are left as they were.
+        """
+        found, latents = Retouching(self._steering, fit.level), [value.clone() for value in fit.latents]
         with self._interruptible():
             found.add(self._encoder.code(fit, fit.level))
             for _ in range(RETOUCHES):
@@ -181,6 +181,8 @@ class PictureFit:
                     break
                 fit.retouch(fit.lmbda * 2**found.octaves, self._progress.retouch())
                 found.add(self._encoder.code(fit, fit.level))
+                fit.take(latents)
+        fit.take(latents)
         return found
 
     def _save(self, fit: Fit) -> None:

@@ -112,6 +112,11 @@ class Fit:
         while self.iteration < iterations:
             self._turn(self.iteration, iterations, report)
 
+    def take(self, latents: list[Tensor]) -> None:
+        """Take latents that it had before."""
+        for adam, value in zip(self._latents, latents, strict=True):
+            adam.value.copy_(value)
+
     def retouch(self, lmbda: float, choosing: Callable[[float], None] = _nothing) -> None:
         """Choose symbols once more, for another λ than that of the level: a few percent of the bits more, or fewer."""
         self.quantise()

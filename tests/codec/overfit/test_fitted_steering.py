@@ -6,6 +6,7 @@ import math
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from codec import images
 from codec.fitted_steering import (
@@ -133,14 +134,21 @@ class Descent:
     level, lmbda = 256, 1.0
 
     def __init__(self, octaves: float) -> None:
-        self.octaves, self.chosen = octaves, [1.0]
+        self.octaves, self.chosen, self.now = octaves, [], 1.0
+        self.latents = [torch.zeros(1)]
 
     def retouch(self, lmbda, choosing):
+        assert self.now == 1  # from the symbols of the descent
+        self.now = lmbda
         self.chosen.append(lmbda)
+
+    def take(self, latents):
+        assert [value.tolist() for value in latents] == [[0.0]]
+        self.now = 1.0
 
     @property
     def size(self) -> int:
-        return round(1000 * self.chosen[-1] ** self.octaves + (len(self.chosen) * 7) % 3 - 1)  # a byte more or less
+        return round(1000 * self.now**self.octaves + (len(self.chosen) * 7) % 3 - 1)  # a byte more or less
 
 
 @pytest.fixture
@@ -162,14 +170,15 @@ def test_the_last_percents_are_met_by_choices_of_symbols(fitting, octaves, size)
     found = fitting(Target(size=size))._retouched(fit)
     assert size * (1 - 2 * SIZE_TOLERANCE) <= len(found.best.data) <= size
     assert found.over
-    assert len(fit.chosen) <= RETOUCHES + 1
+    assert len(fit.chosen) <= RETOUCHES
+    assert fit.now == 1
 
 
 def test_what_is_near_enough_is_not_chosen_again(fitting):
     for target in (Target(size=1003), Target(quality=50, max_size=5000)):
         fit = Descent(0.1)
         assert abs(len(fitting(target)._retouched(fit).best.data) - 1000) <= 1
-        assert fit.chosen == [1.0]
+        assert fit.chosen == []
 
 
 def test_sizes_beyond_the_highest_level_are_not_chosen_for(fitting):
@@ -178,7 +187,7 @@ def test_sizes_beyond_the_highest_level_are_not_chosen_for(fitting):
     found = fitting(Target(size=5000))._retouched(fit)
     assert abs(len(found.best.data) - 1000) <= 1
     assert found.level == 512
-    assert fit.chosen == [1.0]
+    assert fit.chosen == []
 
 
 @pytest.fixture
