@@ -18,10 +18,8 @@ from codec.targets import Attempt, LevelSearch, Target
 from models.overfit.fit import Fit
 from models.overfit.runtime import OverfitModel, empty_grids
 
-TOO_LARGE, TOO_COARSE_DB = (
-    4.0,
-    6.0,
-)  # of a short descent, for a long one to meet the target: it ends with 0.4 of the bits or more
+TOO_LARGE = 4.0  # times the limit, of a short descent: a long one ends with 0.4 of its bits or more
+TOO_COARSE_DB = 6.0  # below the PSNR asked for: a long one gains about 1 dB
 
 
 @dataclass(frozen=True)
@@ -77,7 +75,8 @@ class FittedEncoder:
         """Raise TargetError if a short descent at an end of the range of levels is so far off that a long one will not help."""
         h, w = self.size
         limit, psnr, file = self.target.limit(h * w), self.target.psnr, self.code(fit, fit.level)
-        too_large = limit is not None and fit.level == 0 and len(file.data) > TOO_LARGE * limit
-        too_coarse = psnr is not None and fit.level == self.model.max_level and file.psnr_db < psnr - TOO_COARSE_DB
-        if too_large or too_coarse:
-            LevelSearch(lambda _: file, 0).run(self.target, h * w)
+        search = LevelSearch(lambda _: file, 0)
+        if limit is not None and fit.level == 0 and (len(file.data) > TOO_LARGE * limit or limit <= self.other_bytes):
+            search.run(replace(self.target, psnr=None), h * w)
+        if psnr is not None and fit.level == self.model.max_level and file.psnr_db < psnr - TOO_COARSE_DB:
+            search.run(Target(psnr=psnr), h * w)

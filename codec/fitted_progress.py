@@ -10,6 +10,7 @@ from models.overfit.state import State
 
 SET_ITERATIONS = 2.5  # of each window take about as long as a set of the choice of symbols
 REPORT_SECONDS = 0.2
+FIRST_SHARE = 0.9  # of the progress, where a second long descent may follow
 
 
 class FitProgress:
@@ -26,13 +27,15 @@ class FitProgress:
         self._behind = self._choice + retouches * self._retouch
         self._total = short + iterations + self._behind
         self._done = self._shown = self._reported = 0.0
+        self._from, self._to, self._base = 0.0, FIRST_SHARE if retouches else 1.0, 0.0
 
     def begin(self, done: int) -> None:
         """Say that the long descent begins, or goes on where so many iterations are done."""
         self._done = max(self._done, self._total - self._behind - self._iterations + done)
 
     def begin_again(self) -> None:
-        """Say that another long descent begins. What is reported does not fall: it waits."""
+        """Say that another long descent begins: it has what is left of the progress."""
+        self._from, self._to, self._base = self._shown, 1.0, self._done
         self._total = self._done + self._iterations + self._behind
 
     def iteration(self, _: int, bpp: float, psnr: float) -> None:
@@ -70,5 +73,6 @@ class FitProgress:
         self._done, now = done, monotonic()
         if now - self._reported > REPORT_SECONDS:
             self._reported = now
-            self._shown = max(self._shown, min(done / self._total, 1.0))
+            share = min((done - self._base) / (self._total - self._base), 1.0)
+            self._shown = max(self._shown, self._from + (self._to - self._from) * share)
             self._progress(self._shown)

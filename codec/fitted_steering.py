@@ -12,9 +12,9 @@ from models.overfit.state import State
 BYTES_PER_OCTAVE = 0.69  # octaves
 DB_PER_OCTAVE = 1.95
 # Gaps, in octaves of λ, from the middle of what codec.targets tolerates
-NEAR_ENOUGH = 0.012  # 0.6 % of the bytes, 0.024 dB: files that are not chosen again
-FAR_OFF = 0.05  # 2.4 %, 0.1 dB: files of which there should be better ones
-SAFETY = 0.006  # that a file which is not allowed is taken to be further off
+NEAR_ENOUGH = 0.012  # to 0.8 % below a size, 0.034 dB above a PSNR: symbols are not chosen again
+FAR_OFF = 0.05  # 2.6 %, 0.1 dB: beyond it a second descent follows
+SAFETY = 0.006  # added for each file that is not allowed, so that the next one aims further inside
 # Of a choice of symbols with another λ
 WORTH = 0.2  # of a descent's: a first guess, between 0.11 (kodim23) and 0.26 (kodim08)
 MOST_OCTAVES = 3.0
@@ -22,14 +22,16 @@ MOST_OCTAVES = 3.0
 
 @dataclass(frozen=True)
 class Outlook:
-    """What a descent ends with, of the bits that its rounded latents and its networks have now; and how many dB more."""
+    """``bits``: what a descent ends with, as a share of the bits that its rounded latents and its networks have now.
+    ``db``: the PSNR that it still gains.
+    """
 
     bits: float
     db: float
 
 
 # About the medians of 21 descents, six Kodak pictures at levels 1.6 to 4, of 1000 iterations (docs/training.md)
-OF_TRIAL = Outlook(0.6, 0.6)  # which is shorter, but ends with noise as low
+OF_SHORT = Outlook(0.6, 0.6)  # a descent of few iterations, annealed to its end; with the finest grid less, without it more
 STEERED = {
     0.05: Outlook(0.62, 0.45),
     0.1: Outlook(0.69, 0.35),
@@ -62,16 +64,15 @@ class Steering:
         """Return by how many octaves λ of a descent was too low for the target, if a level gave this; below 0, too high."""
         gaps = [self._size_gap(n_bytes)]
         if self.target.psnr is not None:
-            gaps.append((self.target.psnr + PSNR_TOLERANCE / 2 - psnr_db) / DB_PER_OCTAVE)
-        elif self._is_limited_quality and level >= self.first:
-            gaps.append(0.0)  # there is no need for more
+            gaps.append(self._psnr_gap(psnr_db))
+        elif self.target.bpp is None and self.target.size is None:  # a quality, and a limit
+            gaps.append(max(self.first - level, 0) / 256 * self.octaves)
         most = self.top / 256 * self.octaves
         return min(max(min(gaps), -most), most)
 
     def level(self, level: int, gap: float) -> int:
-        """Return the level that is higher by a gap, even beyond the ends; not above that of a quality with a limit."""
-        level += round(256 * gap / self.octaves)
-        return min(level, self.first) if self._is_limited_quality else level
+        """Return the level that is higher by a gap, even beyond the ends."""
+        return level + round(256 * gap / self.octaves)
 
     def wanted(self, level: int, state: State, ahead: Outlook) -> int:
         """Return the level at which a descent that stands so at a level would end at the target; beyond the ends if none."""
@@ -79,21 +80,25 @@ class Steering:
         return self.level(level, self.gap(level, n_bytes, state.psnr_db + ahead.db))
 
     def allows(self, file: Attempt) -> bool:
-        """Return whether a file is one that the target allows, however far from it."""
+        """Return whether a file is one that the target allows, however far from it.
+
+        It may have less than the PSNR that is asked for where a limit is in the way.
+        """
         limit, psnr = self.target.limit(self.pixels), self.target.psnr
         if limit is not None and len(file.data) > limit:
             return False
-        return psnr is None or file.psnr_db >= psnr or self._size_gap(len(file.data)) < FAR_OFF
-
-    @property
-    def _is_limited_quality(self) -> bool:
-        return self.target.psnr is None and self.target.bpp is None and self.target.size is None
+        return psnr is None or file.psnr_db >= psnr or self._size_gap(len(file.data)) < self._psnr_gap(file.psnr_db)
 
     def _size_gap(self, n_bytes: float) -> float:
         limit = self.target.limit(self.pixels)
         if limit is None:
             return math.inf
-        return math.log2(max(limit * (1 - SIZE_TOLERANCE / 2), 1) / n_bytes) / BYTES_PER_OCTAVE
+        wanted = max(limit * (1 - SIZE_TOLERANCE / 2) - self.other_bytes, 1)
+        return math.log2(wanted / max(n_bytes - self.other_bytes, 1)) / BYTES_PER_OCTAVE
+
+    def _psnr_gap(self, psnr_db: float) -> float:
+        assert self.target.psnr is not None
+        return (self.target.psnr + PSNR_TOLERANCE / 2 - psnr_db) / DB_PER_OCTAVE
 
 
 class Retouching:
@@ -107,13 +112,13 @@ class Retouching:
         self.gap = math.inf  # of the best, in octaves of λ of a descent
 
     def add(self, file: Attempt) -> None:
-        """Take the file of a choice with λ times 2 to the ``octaves``, and let these be what to try next.
+        """Take the file that was made with λ times 2 to the ``octaves``, and set these to what to try next.
 
-        They follow the secant through the last two files, which is not to be far from what is usual.
+        That follows the secant through the last two files, if it is not far from what is usual.
         """
         gap, top = self._steering.gap(self._level, len(file.data), file.psnr_db), self._steering.top
         if not self._steering.allows(file):
-            gap += math.copysign(SAFETY, gap)
+            gap += math.copysign(SAFETY * (len(self._points) + 1), gap)
         else:
             gap = 0.0 if (self._level == 0 and gap < 0) or (self._level == top and gap > 0) else gap  # no level is nearer
             if abs(gap) < abs(self.gap):
@@ -131,8 +136,14 @@ class Retouching:
         return abs(self.gap) <= NEAR_ENOUGH or self.octaves == self._points[-1][0]
 
     @property
-    def level(self) -> int:
-        """Return the level at which the descent should have been; its own, if the best file is not far from the target."""
-        if abs(self.gap) <= FAR_OFF or not self._points:
+    def nearest(self) -> float:
+        """Return the least gap of all files, allowed or not."""
+        return min((abs(gap) for _, gap in self._points), default=math.inf)
+
+    @property
+    def better_level(self) -> int:
+        """Return the level at which the descent should have been; its own, if its files are not far from the target."""
+        if self.nearest <= FAR_OFF or not self._points:
             return self._level
-        return min(max(self._steering.level(self._level, self._points[0][1]), 0), self._steering.top)
+        level = min(max(self._steering.level(self._level, self._points[0][1]), 0), self._steering.top)
+        return level if abs(level - self._level) / 256 * self._steering.octaves > FAR_OFF else self._level

@@ -1,8 +1,8 @@
 """Encoding with ``overfit``: a descent for each picture, of so many iterations; targets are met by the rate level.
 
-Short descents find about the level for the long one, which is moved to others on its way, ever less, as is seen where it will
-end. The last percents are met by its symbols, chosen once more with another λ. Where that does not do, its latents, scaled to
-the gains of other levels, make files of these, and the level is searched as with the other models.
+Short descents guess the level. The long one is moved to others on its way, as it is seen where it will end. Its symbols are
+then chosen again with other λ, until the file is at the target. If it ends far off, a second long descent follows. If no file
+is allowed even then, latents are scaled to other levels, which is bad for them, and the level is searched as with other models.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from bitstream.grid import padded
 from codec.files import check_target
 from codec.fitted_encoder import FittedEncoder
 from codec.fitted_progress import FitProgress
-from codec.fitted_steering import OF_TRIAL, STEERED, Outlook, Retouching, Steering
+from codec.fitted_steering import OF_SHORT, STEERED, Outlook, Retouching, Steering
 from codec.images import Picture
 from codec.targets import DEFAULT_QUALITY, Attempt, Target
 from models.overfit.fit import Fit
@@ -37,7 +37,7 @@ ITERATIONS = (1000, 1600, 2500, 4000, 6300, 10_000, 16_000, 25_000, 40_000, 63_0
 WINDOWS = 6
 TRIAL_VISITS = 8  # of each window: short descents, that search
 TRIALS = 3  # of them for a target at most
-NEAR = 64  # levels in 1/256 that another one would move the long descent by: less than what it says of it is worth
+NEAR = 64  # levels in 1/256: a short descent that asks for a level so near is the last, they err by more
 RETOUCHES = 4  # choices behind the long descent for a target at most
 FINEST_MAY, FINEST_LIKELY, FINEST_DOES = 1.5, 2.5, 4.0  # levels from which the finest grid may pay, is likely to, does
 FINEST_PAYS = 0.2  # bits per pixel of a short descent without the finest grid, from which it pays where it may
@@ -46,7 +46,7 @@ SAVE_SECONDS = 60.0
 
 @dataclass
 class PictureFit:
-    """The descent for one picture: as many as it takes to meet a target.
+    """Encodes one picture: short descents that find a level, a long one, a second one if the target is far.
 
     ``progress`` is called with the share done; ``state`` is then an estimate of where the descent stands. ``resume`` names a
     file that keeps the long descent, and from which it goes on. With ``keep_interrupted`` a KeyboardInterrupt ends the descents
@@ -77,6 +77,7 @@ class PictureFit:
         short, retouches = (1, 0) if self.target.is_quality else (1 + TRIALS, RETOUCHES)
         self._progress = FitProgress(self.progress, short * self._short_iterations, self.iterations, self._windows, retouches)
         self._found: Fit | None = None  # the descent that an interrupt leaves
+        self._is_second = False  # the long descent is the second one, at a level that the first asked for: it stays there
 
     @property
     def state(self) -> State | None:
@@ -89,9 +90,8 @@ class PictureFit:
             torch.manual_seed(0)
             fit = self._begin()
             if not self.interrupted:
-                self._descend(fit, go_on=True)
-            file = None if self.target.is_quality or self.interrupted else self._met(fit)
-            file = file or self._searched(fit)
+                self._descend(fit)
+            file = self._searched(fit) if self.target.is_quality else self._met(fit)
         self._progress.end()
         return file.data
 
@@ -106,23 +106,20 @@ class PictureFit:
             self.interrupted = True
 
     def _begin(self) -> Fit:
-        """Return the long descent at its start; interrupted before that, the last of the short ones."""
+        """Return the long descent, at its start or where it was left; interrupted before that, the last of the short ones."""
         with self._interruptible():
-            level, finest = self._stored() or self._start()
-            self._found = self.model.fit(self._x, level, finest)
+            stored = self._stored()
+            self._found = self.model.fit(self._x, *(stored or self._start()))
+            if stored is not None and self.resume is not None:
+                self._found.resume(self.resume, self._facts(self._found))
         assert self._found is not None
         return self._found
 
-    def _descend(self, fit: Fit, *, go_on: bool) -> None:
-        """Run the long descent, or go on with the stored one, steered to the target; or a second one, at its level.
-
-        An interrupt ends it, and what it has is kept.
-        """
-        if go_on and self.resume is not None and self.resume.exists():
-            fit.resume(self.resume, self._facts() | _facts_of(fit))
+    def _descend(self, fit: Fit) -> None:
+        """Run a long descent, the first one steered to its target; an interrupt ends it, and what it has is kept."""
         self._progress.begin(fit.iteration)
         saved, shown = monotonic(), self._progress.choice()
-        is_steered = go_on and not self.target.is_quality
+        is_steered = not self.target.is_quality and not self._is_second
         steered = {round(self.iterations * share): ahead for share, ahead in STEERED.items()} if is_steered else {}
 
         def save_in_time() -> None:
@@ -154,19 +151,23 @@ class PictureFit:
         level = self._steering.wanted(fit.level, fit.measure(), ahead)
         self.model.move(fit, min(max(level, 0), self.model.max_level))
 
-    def _met(self, fit: Fit) -> Attempt | None:
+    def _met(self, fit: Fit) -> Attempt:
         """Return the file nearest to the target, of those of a descent, and of a second one where it ended far off.
 
-        None if none of them is allowed.
+        Raises TargetError if none can be made.
         """
-        first = second = self._retouched(fit)
-        if first.level != fit.level and not self.interrupted:
+        found = self._retouched(fit)
+        level = found.better_level
+        if level != fit.level and not self._is_second and not self.interrupted:
             with self._interruptible():
-                again = self.model.fit(self._x, first.level, self._finest(first.level))
+                self._is_second = True
                 self._progress.begin_again()
-                self._descend(again, go_on=False)
-                second = self._retouched(again)
-        return min(first, second, key=lambda found: abs(found.gap)).best
+                second = self.model.fit(self._x, level, self._finest(level))
+                self._descend(second)
+                other = self._retouched(second)
+                if (abs(other.gap), other.nearest) < (abs(found.gap), found.nearest):
+                    fit, found = second, other
+        return found.best or self._searched(fit)
 
     def _retouched(self, fit: Fit) -> Retouching:
         """Choose symbols for other λ, until a file is at the target or it is in vain; an interrupt ends it.
@@ -177,24 +178,25 @@ class PictureFit:
         with self._interruptible():
             found.add(self._encoder.code(fit, fit.level))
             for _ in range(RETOUCHES):
-                if self.interrupted or found.over:
+                if found.over:
                     break
                 fit.retouch(fit.lmbda * 2**found.octaves, self._progress.retouch())
                 found.add(self._encoder.code(fit, fit.level))
-                fit.take(latents)
-        fit.take(latents)
+                fit.restore_latents(latents)
+        fit.restore_latents(latents)
         return found
 
     def _save(self, fit: Fit) -> None:
         """Keep the descent, if it is to be; a disk that has become full is no reason to lose it."""
         if self.resume is not None:
             try:
-                fit.save(self.resume, self._facts() | _facts_of(fit))
+                fit.save(self.resume, self._facts(fit))
             except WriteError as error:
                 warnings.warn(str(error), stacklevel=2)
 
-    def _facts(self) -> dict[str, str]:
-        """Return what must be the same where a descent goes on."""
+    def _facts(self, fit: Fit | None = None) -> dict[str, str]:
+        """Return what must be the same where a descent goes on; and what one is begun with again."""
+        begun = {} if fit is None else {"level": fit.level, "finest": fit.finest, "second": int(self._is_second)}
         given = [f"{name} {float(value):g}" for name, value in asdict(self.target).items() if value is not None]
         picture = zlib.crc32(np.ascontiguousarray(self.picture.pixels).data, zlib.crc32(str(self._size).encode()))
         return {
@@ -202,10 +204,11 @@ class PictureFit:
             "picture": f"{picture:08x}",
             "target": " and ".join(given) or f"quality {DEFAULT_QUALITY:g}",
             "effort": str(self.effort),
+            **{name: str(value) for name, value in begun.items()},
         }
 
     def _stored(self) -> tuple[int, int] | None:
-        """Return level and finest grid of a stored descent: what was searched is not searched again."""
+        """Return level and finest grid of a stored descent, for which nothing is searched again; see if it is the second."""
         if self.resume is None:
             return None
         check_target(self.resume, overwrite=True)
@@ -214,11 +217,12 @@ class PictureFit:
         facts = stored_facts(self.resume)
         check_facts(self.resume, facts, self._facts())
         try:
-            level, finest = int(facts["level"]), int(facts["finest"])
+            level, finest, second = int(facts["level"]), int(facts["finest"]), int(facts["second"])
         except (KeyError, ValueError, TypeError):
-            level, finest = -1, 0
-        if not (0 <= level <= self.model.max_level and 0 <= finest <= 1):
+            level, finest, second = -1, 0, 0
+        if not (0 <= level <= self.model.max_level and 0 <= finest <= 1 and 0 <= second <= 1):
             raise UsageError(f"{self.resume} is not the state of a fit: leave --resume away, or give the right file")
+        self._is_second = bool(second)
         return level, finest
 
     def _start(self) -> tuple[int, int]:
@@ -246,7 +250,7 @@ class PictureFit:
         """Return about the level that meets the target, by short descents. Raises TargetError for one that is far off."""
         for _ in range(TRIALS):
             fit = self._short(level, 0 if level >= FINEST_LIKELY * 256 else 1)
-            wanted = self._steering.wanted(level, fit.measure(), OF_TRIAL)
+            wanted = self._steering.wanted(level, fit.measure(), OF_SHORT)
             level = min(max(wanted, 0), self.model.max_level)
             if level == fit.level and level != wanted:  # it is an end, and the target lies beyond
                 self._encoder.check_end(fit)
@@ -262,8 +266,3 @@ class PictureFit:
             if self.interrupted:
                 raise TargetError(f"interrupted before the target was met: so far, {error}") from error
             raise
-
-
-def _facts_of(fit: Fit) -> dict[str, str]:
-    """Return what a stored descent is begun with again."""
-    return {"level": str(fit.level), "finest": str(fit.finest)}

@@ -5,8 +5,8 @@
     scripts/bench_overfit.py fit KODAK_FOLDER --asked bpp=0.4,psnr=29 --efforts 0  the same for targets
     scripts/bench_overfit.py summary KODAK_FOLDER                                  results/overfit.json
 
-A row is a picture at a quality (or another target) and an effort; those that are there are not made again, and processes share
-the work. BD-rates are of averages over all pictures.
+A row is a picture at a quality (or another target) and an effort; those that are there for this checkpoint are not made again
+(remove them where the code has changed), and processes share the work. BD-rates are of averages over all pictures.
 """
 
 from __future__ import annotations

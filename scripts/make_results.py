@@ -323,8 +323,8 @@ def overfit(result: dict[str, Any]) -> str:
         lines,
     )
     out += "\n" + table(["effort", "quality", "bpp", "PSNR (dB)", "share of the networks"], points)
-    if result["asked"]:
-        out += "\nTargets; bits against files of qualities at the same PSNR, where the three lie around it:\n\n"
+    if result.get("asked"):
+        out += "\nTargets; bits against files of qualities at the same PSNR, where these lie on both sides of it:\n\n"
         lines = []
         for entry in result["asked"]:
             unit = "dB" if entry["asked"] == "psnr" else "%"

@@ -29,7 +29,7 @@ class Adam:
         self.value[part] = self.moved(gradient, rate, count, part)
 
     def moved_to(self, value: Tensor) -> Adam:
-        """Return one that goes on from another value, with these moments."""
+        """Return one that goes on from another value, with these very moments: this one is not to be used then."""
         other = copy.copy(self)
         other.value = value
         return other

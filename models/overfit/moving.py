@@ -131,7 +131,7 @@ class MovingNetworks:
         return tuple(chosen)
 
     def rebased(self, base: Parameters) -> MovingNetworks:
-        """Return networks that differ as much from the base of another level, and go on from there."""
+        """Return networks that differ as much from the base of another level, and go on; these are not to be used then."""
         other = copy.copy(self)
         other._base, other._start = base, torch.cat([base[name].reshape(-1) for name in self._names])
         other._adam = self._adam.moved_to(self.value + (other._start - self._start))

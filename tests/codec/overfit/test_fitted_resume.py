@@ -89,6 +89,16 @@ def test_an_interrupt_of_a_search_leaves_a_file_where_it_is_to_be_kept(fitted_co
     assert fitted_codec.decode(data).size == (60, 50)
 
 
+@pytest.mark.parametrize("target", [Target(psnr=20.0), Target(size=900)])
+def test_an_interrupted_descent_is_brought_to_its_target(fitted_codec, small, interrupt_at, monkeypatch, target):
+    monkeypatch.setattr("codec.fitting.PictureFit._start", lambda self: (400, 1))
+    interrupt_at(7)
+    data = kept(fitted_codec, small, target)
+    assert fitted_codec.fit.interrupted
+    assert fitted_codec.decode(data).size == (60, 50)
+    assert target.size is None or len(data) <= target.size
+
+
 def test_an_interrupt_of_the_choice_for_a_target_leaves_a_file(fitted_codec, small, monkeypatch):
     retouch, called = Fit.retouch, []
 
