@@ -29,13 +29,14 @@ class FitProgress:
         self._done = self._shown = self._reported = 0.0
         self._from, self._to, self._base = 0.0, FIRST_SHARE if retouches else 1.0, 0.0
 
-    def begin(self, done: int) -> None:
-        """Say that the long descent begins, or goes on where so many iterations are done."""
+    def begin(self, done: int, *, last: bool) -> None:
+        """Say that a long descent begins, or goes on where so many iterations are done; whether no other may follow."""
+        self._to = 1.0 if last else self._to
         self._done = max(self._done, self._total - self._behind - self._iterations + done)
 
     def begin_again(self) -> None:
         """Say that another long descent begins: it has what is left of the progress."""
-        self._from, self._to, self._base = self._shown, 1.0, self._done
+        self._from, self._base = self._shown, self._done
         self._total = self._done + self._iterations + self._behind
 
     def iteration(self, _: int, bpp: float, psnr: float) -> None:

@@ -12,7 +12,7 @@ from models.overfit.state import State
 BYTES_PER_OCTAVE = 0.69  # octaves
 DB_PER_OCTAVE = 1.95
 # Gaps, in octaves of λ, from the middle of what codec.targets tolerates
-NEAR_ENOUGH = 0.012  # to 0.8 % below a size, 0.034 dB above a PSNR: symbols are not chosen again
+NEAR_ENOUGH = 0.012  # to 0.8 % of networks and grids below a size, 0.033 dB above a PSNR: symbols are not chosen again
 FAR_OFF = 0.05  # 2.6 %, 0.1 dB: beyond it a second descent follows
 SAFETY = 0.006  # added for each file that is not allowed, so that the next one aims further inside
 # Of a choice of symbols with another λ

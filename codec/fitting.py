@@ -109,15 +109,16 @@ class PictureFit:
         """Return the long descent, at its start or where it was left; interrupted before that, the last of the short ones."""
         with self._interruptible():
             stored = self._stored()
-            self._found = self.model.fit(self._x, *(stored or self._start()))
+            fit = self.model.fit(self._x, *(stored or self._start()))
             if stored is not None and self.resume is not None:
-                self._found.resume(self.resume, self._facts(self._found))
+                fit.resume(self.resume, self._facts(fit))
+            self._found = fit
         assert self._found is not None
         return self._found
 
     def _descend(self, fit: Fit) -> None:
         """Run a long descent, the first one steered to its target; an interrupt ends it, and what it has is kept."""
-        self._progress.begin(fit.iteration)
+        self._progress.begin(fit.iteration, last=self._is_second)
         saved, shown = monotonic(), self._progress.choice()
         is_steered = not self.target.is_quality and not self._is_second
         steered = {round(self.iterations * share): ahead for share, ahead in STEERED.items()} if is_steered else {}
@@ -140,6 +141,8 @@ class PictureFit:
 
         try:
             with self._interruptible():
+                if fit.iteration in steered:  # an interrupt may have come before that was done
+                    self._steer(fit, steered[fit.iteration])
                 fit.run(self.iterations, report, choosing)
         except KeyboardInterrupt:
             self._save(fit)
@@ -160,13 +163,16 @@ class PictureFit:
         level = found.better_level
         if level != fit.level and not self._is_second and not self.interrupted:
             with self._interruptible():
+                second = self.model.fit(self._x, level, self._finest(level))
                 self._is_second = True
                 self._progress.begin_again()
-                second = self.model.fit(self._x, level, self._finest(level))
                 self._descend(second)
-                other = self._retouched(second)
-                if (abs(other.gap), other.nearest) < (abs(found.gap), found.nearest):
-                    fit, found = second, other
+                if not self.interrupted or found.best is None:  # else what is finished is the better picture
+                    other = self._retouched(second)
+                    if (abs(other.gap), other.nearest) < (abs(found.gap), found.nearest):
+                        fit, found = second, other
+                if fit is not second:
+                    self._save(fit)  # in its place: no other one follows
         return found.best or self._searched(fit)
 
     def _retouched(self, fit: Fit) -> Retouching:
@@ -195,7 +201,7 @@ class PictureFit:
                 warnings.warn(str(error), stacklevel=2)
 
     def _facts(self, fit: Fit | None = None) -> dict[str, str]:
-        """Return what must be the same where a descent goes on; and what one is begun with again."""
+        """Return what must be the same where a descent goes on; of a given one, also what it is set up with again."""
         begun = {} if fit is None else {"level": fit.level, "finest": fit.finest, "second": int(self._is_second)}
         given = [f"{name} {float(value):g}" for name, value in asdict(self.target).items() if value is not None]
         picture = zlib.crc32(np.ascontiguousarray(self.picture.pixels).data, zlib.crc32(str(self._size).encode()))
@@ -208,7 +214,7 @@ class PictureFit:
         }
 
     def _stored(self) -> tuple[int, int] | None:
-        """Return level and finest grid of a stored descent, for which nothing is searched again; see if it is the second."""
+        """Return level and finest grid of a stored descent, for which nothing is searched again; notes if it is the second."""
         if self.resume is None:
             return None
         check_target(self.resume, overwrite=True)

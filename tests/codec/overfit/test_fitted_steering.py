@@ -237,7 +237,7 @@ def test_the_long_descent_moves_towards_its_target(fitted_codec, small, monkeypa
 
 
 def test_a_descent_that_ends_far_off_is_followed_by_one_at_another_level(fitted_codec, small, monkeypatch, watched, tmp_path):
-    """The state that is kept is then the second's: it goes on, and no other is begun."""
+    """The state that is kept is then that of the nearer one: it goes on, and no other is begun."""
     monkeypatch.setattr(PictureFit, "_try_levels", lambda self, level: 512)
     monkeypatch.setattr("codec.fitting.STEERED", {})
     data = fitted_codec.encode(small, psnr=24.0, resume=tmp_path / "state")
@@ -246,7 +246,35 @@ def test_a_descent_that_ends_far_off_is_followed_by_one_at_another_level(fitted_
     assert watched.begun[1][0] < 400
     again = fitted_codec.encode(small, psnr=24.0, resume=tmp_path / "state")
     assert psnr_db(small, fitted_codec.decode(again, output="numpy")) >= 24
-    assert watched.begun[2:] == [watched.begun[1]]
+    assert [second for _, second in watched.begun[2:]] == [True]
+    assert watched.begun[2][0] in {level for level, _ in watched.begun[:2]}
+
+
+@pytest.mark.parametrize("at", [5, None])
+def test_the_first_descent_is_kept_where_the_second_is_no_better(fitted_codec, small, monkeypatch, tmp_path, interrupt_at, at):
+    """Where it is interrupted; where it ends further off."""
+    monkeypatch.setattr(PictureFit, "_start", lambda self: (400, 1))
+    monkeypatch.setattr(PictureFit, "_finest", lambda self, level: 1)
+    monkeypatch.setattr("codec.fitting.STEERED", {})
+    found, retouched = [], PictureFit._retouched
+
+    def watched(self, fit):
+        found.append(retouched(self, fit))
+        if len(found) == 2:
+            found[-1].gap = found[-1].nearest + 9
+        return found[-1]
+
+    monkeypatch.setattr(PictureFit, "_retouched", watched)
+    if at is not None:
+        interrupt_at(12 + at)
+    picture, state = images.load(small), tmp_path / "state"
+    data = fitted_codec.encode_picture(picture, Target(psnr=20.0), keep_interrupted=True, resume=state)
+    assert fitted_codec.fit.interrupted == (at is not None)
+    assert data == found[0].best.data
+    assert len(found) == (2 if at is None else 1)
+    assert found[0].better_level != 400
+    monkeypatch.setattr(PictureFit, "_retouched", retouched)
+    assert fitted_codec.encode_picture(picture, Target(psnr=20.0), resume=state) == data
 
 
 def test_a_file_that_is_allowed_is_not_scaled(fitted_codec, small, monkeypatch):
