@@ -46,6 +46,11 @@ class EntropyLayout:
     rdo_strength: float = RDO_STRENGTH
 
     @property
+    def dead_zone(self) -> float:
+        """Return the strength of the encoder's dead zone: imported weights have learned to be rounded plainly."""
+        return 0.0 if self.linear else self.rdo_strength
+
+    @property
     def act_max(self) -> int:
         """Return the largest magnitude of activations between layers: signed ones have 7 bits, those after ReLU 8."""
         return 127 if self.leaky else 255

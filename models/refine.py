@@ -1,24 +1,27 @@
 """Time spent at the encoder: y is refined for one picture against the frozen decoder. Files decode as ever.
 
-y·gain is optimised by stochastic Gumbel annealing: each value is a random mixture of its two neighbouring symbols, the
-temperature falls, and what remains is a choice. The loss is the real one, bits of the CDF rows + λ·distortion, by
-floating-point twins of the integer entropy networks (``models.dequantise``). z stays as it is: it has 0.6 to 5.5 % of the
-bits. All activations of the picture are held.
+y·gain is optimised by stochastic annealing: each value is a mixture of its two neighbouring symbols, by its distance from
+them and some noise; the temperature falls, and what remains is a choice. Where it begins, plain rounding gives the symbols of
+plain coding, dead zone and all. The loss is the real one, bits of the CDF rows + λ·distortion (of ``swift``, λ is the slope of
+the curve that files lie on), by floating-point twins of the integer entropy networks (``models.dequantise``). z stays as it is:
+to refine it as well saves nothing. All activations of the picture are held.
 
-Source: Yang, Bamler, Mandt, "Improving Inference for Neural Image Compression", NeurIPS 2020 (arXiv 2006.04240).
+Source: Yang, Bamler, Mandt, "Improving Inference for Neural Image Compression", NeurIPS 2020 (arXiv 2006.04240), with less
+noise: theirs is the temperature's, which falls with its square, and spends half of 90 steps on getting back to where it begins.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 from bitstream.tables import MasterTable
 from models.checkpoint import Checkpoint
+from models.rounding import evened
 from models.row_bits import bits_of_rows, row_bits
 
 if TYPE_CHECKING:
@@ -27,22 +30,36 @@ if TYPE_CHECKING:
 STEPS = (0, 15, 25, 40, 60, 90, 130, 180, 250, 350, 500)  # of effort 0 … 10
 RATE = 0.015  # of Adam, in quantisation steps; a tenth of it at the end
 BETAS = (0.9, 0.99)
-SLOPE = 1.4  # of the curve that files lie on, in λ of their level; at λ itself bits are saved by going down the curve
-HOT, COLD = 0.6, 0.1  # temperature at the start and at the end
+NOISE = (0.4, 0.2)  # of the choice between symbols at the start and at the end, in its logit
+TEMPERATURE = (0.5, 0.2)  # at the start and at the end
 EDGE = 1e-4  # distance from a symbol within which a value counts as that symbol
 
 
-def gumbel_symbols(residual: Tensor, temperature: float, generator: torch.Generator) -> Tensor:
-    """Return residuals as random mixtures of their two neighbouring integers, nearly one-hot when it is cold."""
+def soft_symbols(residual: Tensor, noise: float, temperature: float, generator: torch.Generator) -> Tensor:
+    """Return residuals as noisy mixtures of their two neighbouring integers, nearly one-hot when it is cold."""
     low = residual.detach().floor()
-    part = (residual - low).clamp(EDGE, 1 - EDGE)
-    logit = (torch.atanh(part) - torch.atanh(1 - part)) / temperature  # of the upper neighbour
-    uniform = torch.rand(part.shape, generator=generator, device=part.device).clamp_(1e-7, 1 - 1e-7)
-    return low + torch.sigmoid((logit + torch.logit(uniform)) / temperature)
+    logit = torch.logit((residual - low).clamp(EDGE, 1 - EDGE))  # of the upper neighbour
+    uniform = torch.rand(logit.shape, generator=generator, device=logit.device).clamp_(1e-7, 1 - 1e-7)
+    return low + torch.sigmoid((logit + noise * torch.logit(uniform)) / temperature)
 
 
-def _mixed(temperature: float, generator: torch.Generator, residual: Tensor, scales: Tensor) -> Tensor:
-    return gumbel_symbols(residual, temperature, generator)
+def _mixed(noise: float, temperature: float, generator: torch.Generator, residual: Tensor, scales: Tensor) -> Tensor:
+    return soft_symbols(residual, noise, temperature, generator)
+
+
+def falling(ends: tuple[float, float], share: float) -> float:
+    """Return what a value is after a share of its geometric fall."""
+    start, end = ends
+    return start * (end / start) ** share
+
+
+class Rated(NamedTuple):
+    """What some y·gain cost, what they are coded as, and the means and scales (1, M, h, w) that they are coded with."""
+
+    cost: Tensor
+    y_hat: Tensor
+    means: Tensor
+    scales: Tensor
 
 
 class Refiner:
@@ -64,7 +81,7 @@ class Refiner:
         self, x: Tensor, y: Tensor, z: Tensor, level: int, steps: int, progress: Callable[[float], None] = lambda _: None,
         *, around: Tensor | None = None, place: tuple[int, int] = (0, 0),
     ) -> Tensor:  # fmt: skip
-        """Return y (1, M, h, w) refined for a level in 1/256, or as it is if nothing better was found.
+        """Return y (1, M, h, w) refined for a level in 1/256, at whole symbols, or as it is if nothing better was found.
 
         x is (1, 3, H, W) in [0, 1] or uint8, y and z (1, N, h/4, w/4) are what ``LoadedModel.analyse`` gave. ``around`` is
         the y of all of x if y is only a tile of it, from row and column ``place`` on. On one machine with one number of
@@ -72,50 +89,55 @@ class Refiner:
         """
         x, y = x.to(self.device).clone(), y.clone()  # inference tensors cannot be part of a graph
         x = x.float() / 255 if x.dtype == torch.uint8 else x
-        cost = self._cost(x, z.clone(), level, (y if around is None else around).clone(), place)
+        rated = self._rating(x, z.clone(), level, (y if around is None else around).clone(), place)
         gain, _ = self.network.gains(torch.tensor([level / 256], device=self.device))
         generator = torch.Generator(device=self.device).manual_seed(0)
-        v = (y * gain).requires_grad_(True)
+        with torch.no_grad():
+            plain = rated(y * gain, self.network.symbols)
+            v = plain.means + evened(y * gain - plain.means, plain.scales, self.network.layout().dead_zone)
+        v.requires_grad_(True)
         optimizer = torch.optim.Adam([v], lr=RATE, betas=BETAS)
         for step in range(steps):
             share = step / steps
-            temperature = HOT * (COLD / HOT) ** share
+            soft = partial(_mixed, falling(NOISE, share), falling(TEMPERATURE, share), generator)
             optimizer.param_groups[0]["lr"] = RATE * (1 - 0.9 * share)
             optimizer.zero_grad()
             with torch.enable_grad():
-                cost(v, partial(_mixed, temperature, generator)).backward()
+                rated(v, soft).cost.backward()
             optimizer.step()
             progress((step + 1) / steps)
         with torch.no_grad():
-            better = bool(cost(v, self.network.symbols) < cost(y * gain, self.network.symbols))
-        return v.detach() / gain if better else y
+            # what is handed over is rounded: coding meets whole residuals, of which its dead zone may still drop a few
+            refined = rated(v, lambda residual, scales: self.network.symbols(residual.round(), scales))
+        return refined.y_hat / gain if refined.cost < plain.cost else y
 
-    def _cost(
+    def _rating(
         self, x: Tensor, z: Tensor, level: int, around: Tensor, place: tuple[int, int]
-    ) -> Callable[[Tensor, Symbols], Tensor]:
-        """Return the function from y·gain (1, M, h, w), and a way to round it, to bits + slope·255²·pixels·distortion."""
+    ) -> Callable[[Tensor, Symbols], Rated]:
+        """Return the function from y·gain (1, M, h, w), and a way to round it, to bits + λ·255²·pixels·distortion."""
         from models.network import MS_SSIM_SIDE, distortion
 
         net, (h, w) = self.network, x.shape[-2:]
         position = torch.tensor([level / 256], device=self.device)
-        weight = SLOPE * float(net.cfg.lmbda(position)) * 255**2 * h * w
+        weight = float(net.cfg.lmbda(position)) * 255**2 * h * w
         tune = net.cfg.tune if min(h, w) > MS_SSIM_SIDE else "psnr"  # about as large at the same λ
         gain, gain_z = net.gains(position)
         surround, (top, left) = (around * gain).round(), place
         with torch.no_grad(), self._precision():
             features = net.h_s(net.z_hat(z * gain_z) / gain_z)
 
-        def cost(v: Tensor, symbols: Symbols) -> Tensor:
+        def rated(v: Tensor, symbols: Symbols) -> Rated:
             with self._precision():
                 y_hat, arguments = net.predict(v, features, gain * net.std, position, symbols)
                 seen = surround.clone()
                 seen[..., top : top + v.shape[-2], left : left + v.shape[-1]] = y_hat
                 x_hat = net.g_s(seen / gain).float()[..., :h, :w]
             with torch.autocast(self.device.type, enabled=False):
-                rate = row_bits(self.bits, y_hat - arguments.get("means", 0.0), arguments["scales"]).sum()
-                return weight * distortion(x_hat, x, tune).sum() + rate
+                means, scales = arguments["means"], arguments["scales"]
+                rate = row_bits(self.bits, y_hat - means, scales).sum()
+                return Rated(weight * distortion(x_hat, x, tune).sum() + rate, y_hat, means, scales)
 
-        return cost
+        return rated
 
     def _precision(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast)

@@ -60,7 +60,22 @@ def scale_indexes(scales: Tensor) -> Tensor:
 
 def ste_symbols(residual: Tensor, scales: Tensor, strength: float = RDO_STRENGTH) -> Tensor:
     """Do in training what ``choose_symbols`` does in coding; the gradient passes straight through."""
-    zones = torch.from_numpy(dead_zone(strength)).to(residual.device) / (1 << FIXED_BITS)
-    zone = zones[scale_indexes(scales.detach())]
     plain = residual.detach()
-    return residual + (plain.round() * (plain.abs() >= zone) - plain)
+    return residual + (plain.round() * (plain.abs() >= _zones(scales, strength)) - plain)
+
+
+def evened(residual: Tensor, scales: Tensor, strength: float = RDO_STRENGTH) -> Tensor:
+    """Return residuals whose plain rounding gives the symbols that ``ste_symbols`` gives of these.
+
+    The dead zone becomes half a step, what lies between it and one the other half; beyond both residuals stay.
+    """
+    size, zone = residual.abs(), _zones(scales, strength)
+    below, above = size / (2 * zone), 1 - (1 - size) / (2 * (1 - zone))
+    even = torch.where(size < zone, below.clamp(max=0.499), torch.where(size < 1, above.clamp(min=0.501), size))
+    return even * residual.sign()
+
+
+def _zones(scales: Tensor, strength: float) -> Tensor:
+    """Return the dead zone of each scale."""
+    zones = torch.from_numpy(dead_zone(strength)).to(scales.device) / (1 << FIXED_BITS)
+    return zones[scale_indexes(scales.detach())]

@@ -170,7 +170,7 @@ def test_effort_refines_tiles_without_seams(tiny_codec, picture):
     plain, refined = (tiny_codec.encode(source, quality=50, effort=effort, progress=shares.append) for effort in (0, 2))
     assert max(shares) == pytest.approx(1.0)
     errors = [np.square(pixels(tiny_codec.decode(data)) - source) for data in (plain, refined)]
-    weight = 1.4 * float(tiny_codec.model.config.lmbda(torch.tensor(info(plain).level / 256)))
+    weight = float(tiny_codec.model.config.lmbda(torch.tensor(info(plain).level / 256)))
     costs = [8 * len(data) + weight * error.mean(2).sum() for data, error in zip((plain, refined), errors, strict=True)]
     assert costs[1] < costs[0]
     ratios = errors[1] / (errors[0].mean() + 1e-9)

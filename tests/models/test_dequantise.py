@@ -99,6 +99,22 @@ def test_quantised_again_it_codes_the_same_latents_in_as_many_bytes(case, x):
     assert sizes[1] == pytest.approx(sizes[0], rel=0.01, abs=2)
 
 
+@pytest.mark.parametrize("level", [0, 700])
+@pytest.mark.parametrize("variant", ["hyperprior", "hyperprior with means", "hyperprior, imported"])
+def test_the_float_network_chooses_the_symbols_of_coding(stirred, crops, variant, level):
+    """With a dead zone, and without: but where integers round a mean or a scale otherwise."""
+    x, net = crops(902, 1, 128), stirred(variant)
+    entropy = load_entropy(quantise(net, calibrate(net, [x] * net.cfg.levels)), net.layout())
+    with torch.no_grad():
+        y = net.g_a(x)
+        z = net.h_a(net.hyper_input(y / net.std))
+        y_hat, _ = net.coded(x, torch.tensor([level / 256]))
+    coded = entropy.code_latents(StreamWriter(ENGINE), level, 8, 8, entropy.fix_latents(y, z, level)) / 256
+    assert y_hat.round().count_nonzero() > 10
+    other = (coded.reshape(64, -1).T.reshape(y_hat.shape) - y_hat).abs() > 0.25
+    assert other.double().mean() < 0.01
+
+
 def test_transforms_stay_as_they_are(case):
     before, after = case.source.state_dict(), case.target.state_dict()
     for name in before:

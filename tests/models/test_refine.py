@@ -17,7 +17,7 @@ from codec import Codec, info
 from models.checkpoint import load_checkpoint
 from models.loading import load_network
 from models.network import distortion
-from models.refine import COLD, HOT, SLOPE, STEPS, Refiner, gumbel_symbols
+from models.refine import NOISE, STEPS, TEMPERATURE, Refiner, falling, soft_symbols
 from models.registry import MODELS
 from models.runtime import LoadedModel
 
@@ -36,36 +36,42 @@ def seeded(seed=0):
 # --- symbols
 
 
-@pytest.mark.parametrize("temperature", [HOT, COLD, 1e-3])
-def test_symbols_lie_between_their_neighbours(temperature):
+ENDS = list(zip(NOISE, TEMPERATURE, strict=True))  # noise and temperature at the start and at the end
+
+
+@pytest.mark.parametrize(("noise", "temperature"), [*ENDS, (0.2, 1e-3)])
+def test_symbols_lie_between_their_neighbours(noise, temperature):
     residual = torch.linspace(-4, 4, 4001)
-    symbols = gumbel_symbols(residual, temperature, seeded())
+    symbols = soft_symbols(residual, noise, temperature, seeded())
     assert (symbols >= residual.floor() - 1e-5).all()
     assert (symbols <= residual.floor() + 1 + 1e-5).all()
 
 
-def test_cold_symbols_are_rounded_residuals():
+def test_cold_symbols_without_noise_are_rounded_residuals():
     residual = torch.linspace(-4, 4, 4001)
     clear = ((residual - residual.floor()) - 0.5).abs() > 0.05
-    symbols = gumbel_symbols(residual, 0.01, seeded())
+    symbols = soft_symbols(residual, 0.0, 0.01, seeded())
     assert (symbols - residual.round())[clear].abs().max() < 1e-3
 
 
-def test_hot_symbols_choose_the_nearer_neighbour_more_often():
-    draws = [gumbel_symbols(torch.full((4000,), part), HOT, seeded()).mean() for part in (-2.9, -2.7, -2.5, -2.3, -2.1)]
-    assert draws == sorted(draws)
-    assert draws[2] == pytest.approx(-2.5, abs=0.02)
+@pytest.mark.parametrize("part", [0.1, 0.3, 0.45, 0.5])
+def test_symbols_choose_a_neighbour_as_often_as_the_noise_says(part):
+    """The noise is logistic: the share of choices is the logistic function of the distance in noises."""
+    for noise in NOISE:
+        lower = soft_symbols(torch.full((40_000,), part - 3), noise, 0.3, seeded()) < -2.5
+        expected = 1 / (1 + (part / (1 - part)) ** (1 / noise))
+        assert lower.double().mean() == pytest.approx(expected, abs=0.01)
 
 
 def test_whole_residuals_stay_as_they_are_when_cold():
     residual = torch.arange(-3.0, 4.0).repeat(100)
-    assert (gumbel_symbols(residual, COLD, seeded()) - residual).abs().max() < 1e-3
+    assert (soft_symbols(residual, *ENDS[1], seeded()) - residual).abs().max() < 1e-3
 
 
-@pytest.mark.parametrize("temperature", [HOT, COLD])
-def test_symbols_have_a_gradient(temperature):
+@pytest.mark.parametrize(("noise", "temperature"), ENDS)
+def test_symbols_have_a_gradient(noise, temperature):
     residual = (torch.rand(1000, generator=seeded(1)) * 8 - 4).requires_grad_(True)
-    gumbel_symbols(residual, temperature, seeded()).sum().backward()
+    soft_symbols(residual, noise, temperature, seeded()).sum().backward()
     assert torch.isfinite(residual.grad).all()
     assert (residual.grad >= 0).all()
     assert residual.grad.mean() > 0.1
@@ -73,17 +79,24 @@ def test_symbols_have_a_gradient(temperature):
 
 def test_the_seed_decides_the_symbols():
     residual = torch.linspace(-4, 4, 400)
-    one, two, other = (gumbel_symbols(residual, HOT, seeded(seed)) for seed in (0, 0, 1))
+    one, two, other = (soft_symbols(residual, *ENDS[0], seeded(seed)) for seed in (0, 0, 1))
     assert torch.equal(one, two)
     assert not torch.equal(one, other)
+
+
+def test_values_fall_from_the_start_to_the_end():
+    values = [falling((0.5, 0.2), share) for share in (0.0, 0.3, 0.9, 1.0)]
+    assert values == sorted(values, reverse=True)
+    assert values[0] == 0.5
+    assert values[-1] == pytest.approx(0.2)
 
 
 # --- refinement of real latents
 
 
-@pytest.fixture(scope="module", params=REFINABLE)
+@pytest.fixture(scope="module", params=[*REFINABLE, "crossed"])
 def refinable(request, golden):
-    """A model of those that refine, with its frozen tiny checkpoint. Do not change it."""
+    """A model of those that refine, with its frozen tiny checkpoint: swift also crossed. Do not change it."""
     return LoadedModel.load(golden / f"tiny-{request.param}.safetensors", CPU)
 
 
@@ -91,7 +104,7 @@ def cost(model, x, y, z, level):
     """Return bits + λ·255²·pixels·distortion of what a decoder makes of the latents, by the measure of the model."""
     coded = model.code(y, z, level, default_engine())
     x_hat = model.synthesise(model.latents(coded.y_hat, level))[..., : x.shape[-2], : x.shape[-1]]
-    weight = SLOPE * float(model.config.lmbda(torch.tensor(level / 256))) * 255**2 * x.shape[-2] * x.shape[-1]
+    weight = float(model.config.lmbda(torch.tensor(level / 256))) * 255**2 * x.shape[-2] * x.shape[-1]
     return 8 * sum(map(len, coded.payloads)) + weight * float(distortion(x_hat, x, model.config.tune))
 
 
@@ -110,6 +123,42 @@ def test_real_files_of_many_steps_cost_less(refinable, tensor):
     for level in (0, 600):
         refined = refinable.refine(x, y, z, level, 100, silent)
         assert cost(refinable, x, refined, z, level) < 0.998 * cost(refinable, x, y, z, level)
+
+
+def refiner_of(model):
+    """Return a refiner in float32."""
+    return Refiner(model.checkpoint, load_network(model.checkpoint), model.entropy.y_table, CPU, autocast=False)
+
+
+@pytest.mark.parametrize("level", [0, 700])
+def test_a_descent_begins_with_the_symbols_of_plain_coding(refinable, tensor, monkeypatch, level):
+    x, coded = tensor(64, 96), []
+    y, z = refinable.analyse(x)
+    refiner, predict = refiner_of(refinable), type(refiner_of(refinable).network).predict
+
+    def watched(net, *args):
+        coded.append(predict(net, *args)[0].detach())
+        return predict(net, *args)
+
+    monkeypatch.setattr(type(refiner.network), "predict", watched)
+    monkeypatch.setattr("models.refine.soft_symbols", lambda residual, *_: residual + (residual.round() - residual).detach())
+    refiner.refine(x, y, z, level, 1)
+    plain, begun, _ = coded
+    assert (begun - plain).abs().max() < 0.1
+    assert plain.round().any()
+
+
+@pytest.mark.parametrize("level", [0, 700])
+def test_files_hold_the_symbols_that_were_found(refinable, tensor, level):
+    x = tensor(64, 96)
+    y, z = refinable.analyse(x)
+    refiner = refiner_of(refinable)
+    refined = refiner.refine(x, y, z, level, 100)
+    gain, _ = refiner.network.gains(torch.tensor([level / 256]))
+    coded = refinable.code(refined, z, level, default_engine()).y_hat.permute(2, 0, 1)[None] / 256
+    plain = refinable.code(y, z, level, default_engine()).y_hat.permute(2, 0, 1)[None] / 256
+    assert ((coded - plain).abs() > 0.5).any()
+    assert (coded - refined * gain).abs().max() < 0.5  # another symbol would be one away
 
 
 def test_the_same_picture_gives_the_same_latents(refinable, tensor):
@@ -134,7 +183,7 @@ def test_progress_tells_the_share_done(refinable, tensor):
 def test_no_weight_changes_and_a_stop_leaves_no_trace(refinable, tensor):
     x = tensor(64, 64)
     y, z = refinable.analyse(x)
-    refiner = Refiner(refinable.checkpoint, load_network(refinable.checkpoint), refinable.entropy.y_table, CPU, autocast=False)
+    refiner = refiner_of(refinable)
     refiner.refine(x, y, z, 100, 1)  # a masked convolution sets what its mask hides to 0
     before = {name: value.clone() for name, value in refiner.network.state_dict().items()}
     expected = refiner.refine(x, y, z, 100, 3)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from bitstream.tables import SCALE_MAX, SCALE_MIN, SYMBOL_MAX
-from models.rounding import RDO_MAX, RDO_STRENGTH, choose_symbols, dead_zone, ste_round, ste_symbols
+from models.rounding import RDO_MAX, RDO_STRENGTH, choose_symbols, dead_zone, evened, ste_round, ste_symbols
 
 
 def test_no_dead_zone_without_strength():
@@ -60,3 +60,29 @@ def test_ste_symbols_passes_gradients():
     residual = torch.tensor([0.4, 0.6, -5.2], requires_grad=True)
     ste_symbols(residual, torch.ones(3)).sum().backward()
     assert residual.grad.tolist() == [1.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize("strength", [0.0, RDO_STRENGTH, 0.8, 5.0])
+@pytest.mark.parametrize("scale", [SCALE_MIN, 0.2, 0.3, 1.0, 20.0, SCALE_MAX])
+def test_evened_residuals_are_rounded_to_the_same_symbols(scale, strength):
+    edges = torch.from_numpy(dead_zone(strength)[dead_zone(strength) > 128]) / 256
+    residual = torch.cat([torch.linspace(-4, 4, 5001), edges, -edges, edges - 1e-6, edges + 1e-6])
+    scales = torch.full_like(residual, scale)
+    even = evened(residual, scales, strength)
+    assert torch.equal(even.round(), ste_symbols(residual, scales, strength).round())
+    assert ((even - even.floor() - 0.5).abs() > 5e-4)[residual.abs() < 1].all()  # nor do they lie on the edge
+
+
+@pytest.mark.parametrize("scale", [SCALE_MIN, 0.3, 1.0, 20.0])
+def test_evened_residuals_keep_their_order_and_large_ones_stay(scale):
+    residual = torch.linspace(-4, 4, 5001)
+    even = evened(residual, torch.full_like(residual, scale), 0.8)
+    assert (even.diff() >= 0).all()
+    large = residual.abs() > RDO_MAX / 256
+    assert torch.equal(even[large], residual[large])
+    assert evened(torch.zeros(1), torch.ones(1)).item() == 0
+
+
+def test_without_a_dead_zone_residuals_are_even_already():
+    residual = torch.linspace(-4, 4, 5000)
+    assert (evened(residual, torch.ones_like(residual), 0.0) - residual).abs().max() < 2e-3
