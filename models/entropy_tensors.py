@@ -104,7 +104,7 @@ def load_entropy(tensors: dict[str, Tensor], layout: EntropyLayout) -> EntropyMo
             else torch.zeros(gain_z.shape[1:], dtype=torch.long),
             z_table=MasterTable(-Z_MAX, _integers(part, "z_cumulative").numpy()),
             layers={name: _load_layer(part, name, levelled=layout.has_level_bias(name)) for name in layer_names(layout)},
-            rdo_strength=layout.dead_zone,
+            rdo_strength=layout.dead_zone_strength,
             log2_gain_context=_integers(part, "log2_gain_context", LOG2_LIMIT) if layout.levelled else None,
             y_table=_y_table(part),
         )

@@ -46,7 +46,7 @@ class EntropyLayout:
     rdo_strength: float = RDO_STRENGTH
 
     @property
-    def dead_zone(self) -> float:
+    def dead_zone_strength(self) -> float:
         """Return the strength of the encoder's dead zone: imported weights have learned to be rounded plainly."""
         return 0.0 if self.linear else self.rdo_strength
 

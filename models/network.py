@@ -86,7 +86,7 @@ class Network(nn.Module):
 
     def symbols(self, residual: Tensor, scales: Tensor) -> Tensor:
         """Round residuals as coding does; the gradient passes straight through."""
-        return ste_symbols(residual, scales, self.layout().dead_zone)
+        return ste_symbols(residual, scales, self.layout().dead_zone_strength)
 
     def layout(self) -> EntropyLayout:
         """Return the structure of the integer entropy path."""

@@ -94,7 +94,7 @@ class Refiner:
         generator = torch.Generator(device=self.device).manual_seed(0)
         with torch.no_grad():
             plain = rated(y * gain, self.network.symbols)
-            v = plain.means + evened(y * gain - plain.means, plain.scales, self.network.layout().dead_zone)
+            v = plain.means + evened(y * gain - plain.means, plain.scales, self.network.layout().dead_zone_strength)
         v.requires_grad_(True)
         optimizer = torch.optim.Adam([v], lr=RATE, betas=BETAS)
         for step in range(steps):

@@ -51,7 +51,8 @@ def megapixels(picture: images.Picture) -> float:
 @click.option("--efforts", default="1,2,5,7,10", show_default=True)
 @click.option("--pictures", default=6, show_default=True)
 @click.option("--threads", type=int, default=2, show_default=True)
-def main(folder: Path, out: Path, model: str, efforts: str, pictures: int, threads: int) -> None:
+@click.option("--beside", default="", help="What else the machine did meanwhile: the seconds are then too many.")
+def main(folder: Path, out: Path, model: str, efforts: str, pictures: int, threads: int, beside: str) -> None:
     """Write the BD-rates and seconds as JSON."""
     torch.set_num_threads(threads)
     coder = Codec(model)
@@ -81,6 +82,7 @@ def main(folder: Path, out: Path, model: str, efforts: str, pictures: int, threa
         "qualities": QUALITIES,
         "cpu": cpu_name(),
         "threads": threads,
+        "beside": beside,
         "seconds_per_megapixel_plain": round(float(np.mean(plain_seconds)), 2),
         "rows": rows,
     }

@@ -110,11 +110,12 @@ def effort(result: dict[str, Any]) -> str:
          f"{r['seconds_per_megapixel']:.0f}"]
         for r in result["rows"]
     ]  # fmt: skip
+    beside = f", beside {result['beside']}" if result["beside"] else ""
     return (
         f"`--effort`, BD-rate against effort 0 on {len(result['pictures'])} Kodak pictures "
         f"({', '.join(result['pictures'])}) at qualities {', '.join(map(str, result['qualities']))}; "
         f"{result['threads']} thread{'s' * (result['threads'] > 1)}, "
-        f"{result['cpu']}; effort 0 takes {result['seconds_per_megapixel_plain']:.1f} s per megapixel:\n\n"
+        f"{result['cpu']}{beside}; effort 0 takes {result['seconds_per_megapixel_plain']:.1f} s per megapixel:\n\n"
         + table(["effort", "BD-rate", "of the pictures", "s per megapixel"], rows)
     )
 

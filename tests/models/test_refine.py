@@ -134,11 +134,13 @@ def refiner_of(model):
 def test_a_descent_begins_with_the_symbols_of_plain_coding(refinable, tensor, monkeypatch, level):
     x, coded = tensor(64, 96), []
     y, z = refinable.analyse(x)
-    refiner, predict = refiner_of(refinable), type(refiner_of(refinable).network).predict
+    refiner = refiner_of(refinable)
+    predict = type(refiner.network).predict
 
     def watched(net, *args):
-        coded.append(predict(net, *args)[0].detach())
-        return predict(net, *args)
+        y_hat, arguments = predict(net, *args)
+        coded.append(y_hat.detach())
+        return y_hat, arguments
 
     monkeypatch.setattr(type(refiner.network), "predict", watched)
     monkeypatch.setattr("models.refine.soft_symbols", lambda residual, *_: residual + (residual.round() - residual).detach())
