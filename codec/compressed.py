@@ -28,7 +28,8 @@ from models.runtime import STRIDE_Y, STRIDE_Z, LoadedModel, check_symbols
 class DecodedLatents:
     """The latents that a file holds, those of all tiles put together, as float32 tensors on the CPU.
 
-    ``y_hat`` (1, M, h, w) is y after quantisation, in units of y (the gain of the rate level is taken off), as g_s takes it:
+    ``y_hat`` (1, M, h, w) is y after quantisation as g_s takes it, in units of y (the gain of the rate level is taken off, and
+    g_s's own gain and bias, of models that have them, are put on):
     one position for 16×16 pixels, sides rounded up to multiples of 4. ``Codec.model.synthesise(y_hat)[..., :height, :width]``
     is the picture (1, 3, height, width), about 0 … 1, without gradients. ``z_hat`` (1, N, h/4, w/4) is z after quantisation in
     units of z, None of models without a hyperprior. ``quality`` is 0 … 100.

@@ -41,6 +41,11 @@ class RateConfig:
             raise UsageError(f"tune is {self.tune!r}, expected one of {', '.join(TUNES)}")
 
     @property
+    def has_inverse_gain(self) -> bool:
+        """Return whether g_s sees latents by gains and biases of its own: ``models.latents.InverseGain``."""
+        return False
+
+    @property
     def lmbda_mid(self) -> float:
         """Return the geometric mean of the span of λ."""
         return math.sqrt(self.lmbda_min * self.lmbda_max)
@@ -63,8 +68,9 @@ class RateConfig:
 class SwiftConfig(RateConfig):
     """Sizes of ``swift``. Channels are at 1/8 (C), 1/16 (D), of y (M), of z (N); ``lmbda_*`` span the rate levels.
 
-    ``order`` is that of the two passes: "crossed", whose context also knows the level, or "checkerboard", for checkpoints older
-    than the choice.
+    ``order`` is that of the two passes: "crossed", whose context also knows the level, or "checkerboard". ``inverse_gain``:
+    g_s has gains of its own and a bias by level, instead of 1/gain alone. The defaults are those of checkpoints older than the
+    choices.
     """
 
     refinable: ClassVar[bool] = True
@@ -82,6 +88,12 @@ class SwiftConfig(RateConfig):
     lmbda_min: float = 0.000343
     lmbda_max: float = 0.3
     order: Literal["checkerboard", "crossed"] = "checkerboard"
+    inverse_gain: bool = False
+
+    @property
+    def has_inverse_gain(self) -> bool:
+        """See ``RateConfig.has_inverse_gain``."""
+        return self.inverse_gain
 
     @property
     def context_levels(self) -> int:

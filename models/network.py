@@ -8,7 +8,7 @@ The entropy networks see y divided by a constant per channel (2^log2_std, about 
 are multiplied by gain·std afterwards. So one small network serves every rate, and an untrained one already gives every
 symbol about the right scale. One level alone is the fixed-λ training of the papers.
 
-Source of the gain vectors: Cui 2021 (gain units, arXiv 2003.02012).
+Source of the gain vectors: Cui 2021 (gain and inverse gain units, arXiv 2003.02012).
 """
 
 from __future__ import annotations
@@ -39,6 +39,8 @@ class Network(nn.Module):
     log2_std: Tensor
     rows: Tensor | None  # bits (64, 1024) of symbols by scale index and magnitude; None: y is rated by Gaussians
     log2_gain_context: nn.Parameter | None  # (levels, M), of what the context sees; None: 1
+    log2_gain_s: nn.Parameter | None  # (levels, M), of what g_s sees besides 1/gain; None: 1
+    level_bias_s: nn.Parameter | None  # (levels, M), of what g_s sees, in units of std; None: 0
     g_a: nn.Sequential
     g_s: nn.Sequential
     h_a: nn.Sequential
@@ -49,7 +51,8 @@ class Network(nn.Module):
         self.cfg = cfg
         self.entropy_bottleneck = EntropyBottleneck(cfg.N if hyper else cfg.M)
         self.log2_gain = nn.Parameter(torch.zeros(cfg.levels, cfg.M))
-        self.register_parameter("log2_gain_context", None)
+        for name in ("log2_gain_context", "log2_gain_s", "level_bias_s"):
+            self.register_parameter(name, None)
         if hyper:
             self.gaussian_conditional = GaussianConditional(None)
             self.log2_gain_z = nn.Parameter(torch.zeros(cfg.levels, cfg.N))
@@ -114,8 +117,17 @@ class Network(nn.Module):
         gain, _ = self.gains(level)
         with torch.autocast(x.device.type, enabled=False):
             y_likelihoods = self._y_likelihoods(y * gain, y_hat, arguments)
-        x_hat = self.g_s(y_hat / gain).float() if reconstruct else x
+        x_hat = self.g_s(self.latents(y_hat, level)).float() if reconstruct else x
         return {"x_hat": x_hat, "y_likelihoods": y_likelihoods, "z_likelihoods": z_likelihoods}
+
+    def latents(self, y_hat: Tensor, level: Tensor) -> Tensor:
+        """Return what g_s takes (B, M, h, w) of y·gain as coded: without gain, with g_s's own gain and bias of the level."""
+        latents = y_hat / self.interpolate(self.log2_gain, level)
+        if self.log2_gain_s is not None:
+            latents = latents * self.interpolate(self.log2_gain_s, level)
+        if self.level_bias_s is not None:
+            latents = latents + at_levels(self.level_bias_s, level)[:, :, None, None] * self.std
+        return latents
 
     def _y_likelihoods(self, v: Tensor, y_hat: Tensor, arguments: dict[str, Tensor]) -> Tensor:
         """Return the likelihoods of v = y·gain under uniform noise in training, else of y_hat; with ``rows`` those of coding.

@@ -35,6 +35,8 @@ def choose_constants(network: Network, batches: Iterable[Tensor]) -> None:
     log2_std = ((peaks / CONTEXT_REACH).clamp(min=2.0**-6, max=2.0**8).log2() * UNITS).ceil() / UNITS
     growth = log2_std - network.log2_std
     network.log2_std.copy_(log2_std)
+    if network.level_bias_s is not None:
+        network.level_bias_s.mul_((-growth).exp2())
     layers = network.entropy_layers()
     _scale_inputs(network.h_a[0], growth.exp2())
     if "context" in layers:

@@ -31,7 +31,7 @@ from models.checkpoint import Checkpoint, load_checkpoint
 from models.entropy import IntegerEntropy
 from models.entropy_tensors import load_entropy
 from models.inference import MixedPrecision
-from models.latents import count_beyond
+from models.latents import INVERSE_GAIN, InverseGain, count_beyond
 from models.layout import EntropyLayout
 from models.loading import FLOAT_PARTS, config_of, load_network, programs_of
 from models.refine import Refiner
@@ -47,9 +47,9 @@ STRIDE_Y, STRIDE_Z = 16, 64  # pixels that one position of y and of z stands for
 
 
 def transforms(network: Network, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Return the float tensors of a checkpoint in a type; the constants of GDN stay float32: float16 has no 2^-36."""
-    parts = {name: t for name, t in network.state_dict().items() if name.startswith(FLOAT_PARTS)}
-    return {name: t.float() if "_reparam." in name else t.to(dtype) for name, t in parts.items()}
+    """Return the float tensors of a checkpoint in a type; GDN's constants (float16 has no 2^-36) and gains stay float32."""
+    parts = {name: t for name, t in network.state_dict().items() if name.startswith((*FLOAT_PARTS, *INVERSE_GAIN))}
+    return {name: t.float() if "_reparam." in name or name in INVERSE_GAIN else t.to(dtype) for name, t in parts.items()}
 
 
 def tables_crc(layout: EntropyLayout) -> int:
@@ -116,6 +116,9 @@ class LoadedModel:
         self.g_a = ready(programs["g_a"], dtype=encode_dtype)
         self.h_a = ready(programs["h_a"], dtype=encode_dtype) if layout.hyper else None
         self.g_s = ready(programs["g_s"], dtype=dtype)
+        self.inverse_gain = (
+            InverseGain(checkpoint.tensors, self.config.levels, self.entropy.log2_std) if self.config.has_inverse_gain else None
+        )
         self.log2_std = (self.entropy.log2_std.double() / 256).float().to(device)
         self.thumbnail = Thumbnail.of(checkpoint.tensors, self.config.M)  # of pictures at 1/8, if the checkpoint has it
         self.refinable = self.config.refinable
@@ -210,8 +213,9 @@ class LoadedModel:
         return coded.payloads, coded.crc
 
     def latents(self, y_hat: Tensor, level: int) -> Tensor:
-        """Return what g_s takes, float y_hat / gain (1, M, h', w'), of integer y_hat (h', w', M) in 1/256."""
-        return self.entropy.float_latents(y_hat, level)
+        """Return what g_s takes (1, M, h', w'), about y_hat / gain, of integer y_hat (h', w', M) in 1/256."""
+        latents = self.entropy.float_latents(y_hat, level)
+        return latents if self.inverse_gain is None else self.inverse_gain(latents, level)
 
     @torch.inference_mode()
     def synthesise(self, latents: Tensor, rows: Span | None = None, columns: Span | None = None) -> Tensor:

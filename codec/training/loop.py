@@ -338,3 +338,9 @@ class Trainer:
                 saved = self.minutes
         self.save(state)
         report({"step": self.step, "minutes": self.minutes, "levels": self.validate()})
+
+    def close(self) -> None:
+        """Leave the group of processes when all are done: one that ends while its threads still wait on others may abort."""
+        if self.fabric.world_size > 1:
+            self.fabric.barrier()
+            torch.distributed.destroy_process_group()

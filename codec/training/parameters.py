@@ -7,14 +7,15 @@ from typing import Any
 from torch import nn
 
 from codec.training.recipe import Recipe
+from models.latents import INVERSE_GAIN
 
 
 def learns(name: str, only: str) -> bool:
     """Return whether a parameter learns where ``only`` a part of the model does (``Recipe``)."""
     transform = name.startswith(("g_a.", "g_s."))
     if only == "entropy":
-        return not transform and name != "log2_gain"
-    return only == "all" or (transform and name.endswith("bias"))
+        return not transform and name not in ("log2_gain", *INVERSE_GAIN)
+    return only == "all" or name in INVERSE_GAIN or (transform and name.endswith("bias"))
 
 
 def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
@@ -23,7 +24,7 @@ def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad or name.endswith("quantiles"):
             continue  # symbols are round(z): medians and tails are never asked for
-        if name.startswith("log2_gain"):
+        if name.startswith("log2_gain") or name in INVERSE_GAIN:
             groups["gains"].append(parameter)
         elif name.startswith(("g_a.", "g_s.")):
             groups["blocks" if ".blocks_" in name else "trunk"].append(parameter)

@@ -58,6 +58,7 @@ def train_with_progress(
                 _log(writer, row)
 
         trainer.run(state, max_minutes=max_minutes if max_minutes is not None else math.inf, report=report)
+    trainer.close()
     if writer is not None:
         writer.close()
     console.print(f"saved {state}; next: codec export {state} --data {dataset}")

@@ -14,11 +14,13 @@ from codec.training.state import read_state
 from models.checkpoint import load_checkpoint
 from models.configs import RateConfig
 from models.dequantise import dequantise, fit_density
+from models.latents import INVERSE_GAIN
 from models.loading import load_network
 from models.network import Network
 from models.registry import configure
 
 log = logging.getLogger(__name__)
+LEVEL_TABLES = ("log2_gain", *INVERSE_GAIN)  # prefixes of what a network knows of its levels, besides the tables of its layers
 
 
 def starting_weights(path: Path, model: Network) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -64,7 +66,7 @@ def regraded(source: dict[str, Tensor], old: RateConfig, new: RateConfig) -> dic
     place = (at_new - at_old[0]) / (at_old[1] - at_old[0])
     low = place.floor().clamp(0, old.levels - 2).long()
     part = (place - low).float()[:, None]
-    tables = [name for name in source if name.startswith("log2_gain") or name.endswith(".table")]
+    tables = [name for name in source if name.startswith(LEVEL_TABLES) or name.endswith(".table")]
     return {name: source[name][low] * (1 - part) + source[name][low + 1] * part for name in tables}
 
 
@@ -80,5 +82,5 @@ def transferable(model: Network, source: dict[str, Tensor]) -> dict[str, Tensor]
     unfit |= {name for name in own if name.endswith(".table") and any(f"{layer}.".startswith(name[:-5]) for layer in layers)}
     taken = {name: source[name] for name in own if name not in unfit and name.rpartition(".")[0] not in layers}
     if any(name.startswith("g_a.") and name not in taken for name in own):
-        return {name: value for name, value in taken.items() if not name.startswith("log2_gain")}
+        return {name: value for name, value in taken.items() if not name.startswith(LEVEL_TABLES)}
     return taken | {"log2_std": source["log2_std"]}

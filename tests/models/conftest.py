@@ -108,7 +108,7 @@ VARIANTS = {
     "attention": ("attention", SMALL),
     "attention, imported": ("attention", SMALL | {"mixtures": 1, "linear_scale": True}),
     "anchor": ("attention", SMALL | {"mixtures": 2, "attention_blocks": False}),
-    "swift, crossed": ("swift", SMALL_SWIFT | {"order": "crossed"}),
+    "swift, crossed": ("swift", SMALL_SWIFT | {"order": "crossed", "inverse_gain": True}),
 }
 
 
@@ -143,7 +143,7 @@ def stirred(variant: str) -> Network:
                 m = net.cfg.M
                 bias[:m] = 1.0  # the scales come first
             for name, table in net.named_parameters():
-                if name.endswith(".table") or name == "log2_gain_context":
+                if name.endswith(".table") or name in ("log2_gain_context", "log2_gain_s", "level_bias_s"):
                     table.add_(0.2 * torch.randn_like(table))
         net.log2_gain.add_(0.2 * torch.randn_like(net.log2_gain))
     return net

@@ -16,6 +16,7 @@ from models import quantise as quantise_module
 from models.entropy import Scale
 from models.entropy_tensors import layer_names, load_entropy
 from models.integer import ACT_MAX, SIGNED_MAX, IntegerLayer, Plane, exact_arithmetic, pixel_shuffle
+from models.latents import InverseGain
 from models.layers import LevelBias
 from models.layout import POINT, TAPS_3X3, TAPS_CAUSAL, TAPS_CHECKERBOARD
 from models.quantise import LEAKY_SLOPE, calibrate, quantise, z_master
@@ -200,7 +201,10 @@ def test_synthesis_of_every_integer_walk_is_close_to_forward(small_network, inte
     latents = latents_of(small_network, integer_entropy, x, 256 * level)
     y_hat = integer_entropy.code_latents(StreamWriter(ENGINE), 256 * level, 8, 8, latents)
     with torch.inference_mode():
-        fixed = small_network.g_s(integer_entropy.float_latents(y_hat, 256 * level))
+        seen = integer_entropy.float_latents(y_hat, 256 * level)
+        if (cfg := small_network.cfg).has_inverse_gain:
+            seen = InverseGain(small_network.state_dict(), cfg.levels, integer_entropy.log2_std)(seen, 256 * level)
+        fixed = small_network.g_s(seen)
         out = small_network(x, torch.tensor([float(level)]))["x_hat"]
     assert (fixed - out).square().mean() < 0.25 * (out - x).square().mean()
 

@@ -10,6 +10,7 @@ pytest.importorskip("lightning", reason="training needs the train extra")
 from bitstream.errors import UsageError  # noqa: E402
 from codec.training.loop import Trainer  # noqa: E402
 from codec.training.recipe import Recipe  # noqa: E402
+from models.latents import INVERSE_GAIN  # noqa: E402
 
 
 def changed(data, recipe, **fields):
@@ -26,9 +27,9 @@ def changed(data, recipe, **fields):
 
 @pytest.mark.parametrize("order", ["checkerboard", "crossed"])
 def test_the_entropy_networks_alone(data, recipe, order):
-    config = Recipe.load(recipe).config | {"order": order}
+    config = Recipe.load(recipe).config | {"order": order, "inverse_gain": True}
     names, every, row = changed(data, recipe, only="entropy", config=config)
-    frozen = {name for name in every if name.startswith(("g_a.", "g_s.")) or name == "log2_gain"}
+    frozen = {name for name in every if name.startswith(("g_a.", "g_s.")) or name in ("log2_gain", *INVERSE_GAIN)}
     assert not names & frozen
     for part in ("h_a.", "h_s.", "context.", "parameters_net.", "log2_gain_z", "entropy_bottleneck."):
         assert any(name.startswith(part) for name in names), part
@@ -36,11 +37,12 @@ def test_the_entropy_networks_alone(data, recipe, order):
 
 
 def test_the_biases_of_the_transforms_alone(data, recipe):
-    config = Recipe.load(recipe).config | {"order": "crossed"}  # the mask of a checkerboard is put on its weights at each step
+    # crossed: the mask of a checkerboard is put on its weights at each step
+    config = Recipe.load(recipe).config | {"order": "crossed", "inverse_gain": True}
     names, every, _ = changed(data, recipe, only="biases", float32_share=1.0, config=config)
     biases = {name for name in every if name.startswith(("g_a.", "g_s.")) and name.endswith("bias")}
-    assert names <= biases
-    assert {"g_a.head.module.bias", "g_s.tail.bias"} <= names
+    assert names <= biases | set(INVERSE_GAIN)
+    assert {"g_a.head.module.bias", "g_s.tail.bias", "level_bias_s"} <= names
 
 
 def test_a_resumed_run_goes_on_with_its_part(data, recipe, tmp_path):

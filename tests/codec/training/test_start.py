@@ -12,6 +12,7 @@ pytest.importorskip("lightning", reason="training needs the train extra")
 from codec.training.loop import Trainer  # noqa: E402
 from codec.training.recipe import Recipe  # noqa: E402
 from codec.training.start import regraded, released_weights, starting_weights, transferable  # noqa: E402
+from models.latents import INVERSE_GAIN  # noqa: E402
 from models.network import RateConfig  # noqa: E402
 from models.registry import build  # noqa: E402
 
@@ -128,10 +129,10 @@ def test_a_state_starts_a_model_of_other_levels(state):
 
 def test_biases_of_levels_are_taken_with_their_layer_or_not_at_all(data):
     config = {"C": 12, "D": 32, "M": 16, "N": 8, "blocks_8": 1, "blocks_16": 1, "hyper": 8, "features": 8, "hidden": 8}
-    narrow, wide = (build("swift", config | {"levels": 2, "order": "crossed", "M": m}) for m in (16, 32))
+    narrow, wide = (build("swift", config | {"levels": 2, "order": "crossed", "M": m, "inverse_gain": True}) for m in (16, 32))
     taken = transferable(wide, narrow.state_dict())
     assert {"parameters_net.hidden.table", "parameters_net.hidden.layer.weight"} <= taken.keys()
-    for name in ("context.layer.weight", "context.table", "parameters_net.out.table", "log2_gain_context", "log2_gain"):
-        assert name not in taken
-    whole = transferable(build("swift", config | {"levels": 2, "order": "crossed"}), narrow.state_dict())
-    assert {"context.table", "parameters_net.out.table", "log2_gain_context", "log2_gain"} <= whole.keys()
+    tables = {"context.table", "parameters_net.out.table", "log2_gain_context", "log2_gain", *INVERSE_GAIN}
+    assert not taken.keys() & (tables | {"context.layer.weight"})
+    whole = transferable(build("swift", config | {"levels": 2, "order": "crossed", "inverse_gain": True}), narrow.state_dict())
+    assert tables <= whole.keys()
