@@ -27,6 +27,7 @@ from models import program
 from models.checkpoint import save_checkpoint
 from models.configs import AttentionConfig, ContextConfig, FactorizedConfig, HyperpriorConfig, RateConfig, SwiftConfig
 from models.klt import klt_start
+from models.latents import INVERSE_GAIN
 from models.layers import weight_and_bias
 from models.network import Network
 from models.quantise import calibrate, quantise
@@ -43,6 +44,7 @@ SMALL_SWIFT = SwiftConfig(C=24, D=32, M=32, N=16, blocks_8=1, blocks_16=1, hyper
 TINY: dict[str, RateConfig] = {
     "swift": SMALL_SWIFT,
     "crossed": dataclasses.replace(SMALL_SWIFT, order="crossed"),  # a swift too
+    "levelled": dataclasses.replace(SMALL_SWIFT, order="crossed", inverse_gain=True),  # and this
     "factorized": FactorizedConfig(N=8, M=8, levels=4),  # each channel of y has a table of 16 kB
     "hyperprior": HyperpriorConfig(N=16, M=16, levels=4),
     "joint": ContextConfig(N=16, M=16, levels=4),
@@ -78,7 +80,7 @@ def tiny_checkpoint(path: Path, name: str) -> None:
     """Write a small model: KLT transforms, entropy model with random weights large enough to matter."""
     torch.manual_seed(1)
     torch.set_num_threads(1)
-    config, kind = dataclasses.asdict(TINY[name]), "swift" if name == "crossed" else name
+    config, kind = dataclasses.asdict(TINY[name]), "swift" if isinstance(TINY[name], SwiftConfig) else name
     model = build(kind, config).eval()
     klt_start(model, [crops(100), crops(200)])
     with torch.no_grad():
@@ -107,7 +109,7 @@ def stir(model: Network, name: str) -> None:
     weight.normal_(0, 0.3)
     bias.add_(torch.randn_like(bias) * 0.1)
     for key, table in model.named_parameters():
-        if key.endswith(".table") or key == "log2_gain_context":
+        if key.endswith(".table") or key in ("log2_gain_context", *INVERSE_GAIN):
             table.add_(torch.randn_like(table) * 0.2)
 
 
