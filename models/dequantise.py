@@ -16,7 +16,7 @@ from bitstream.tables import LOG2_UNITS
 from models.entropy import CONTEXT_BITS, IntegerEntropy
 from models.entropy_tensors import layer_plans, load_entropy
 from models.integer import REQUANT_BITS
-from models.latents import Z_MAX
+from models.latents import Z_MAX, InverseGain
 from models.layers import level_table, weight_and_bias
 from models.layout import Taps
 from models.network import Network
@@ -31,6 +31,8 @@ def dequantise(model: Network, tensors: dict[str, Tensor]) -> None:
     ``fit_density`` is for that of z. Raises CheckpointError if a tensor is missing or has another shape.
     """
     entropy = load_entropy(tensors, model.layout())
+    if model.cfg.has_inverse_gain:
+        InverseGain(tensors, model.cfg.levels, entropy.log2_std)  # loaded with the transforms, but not checked
     if entropy.log2_gain.shape != model.log2_gain.shape:
         raise CheckpointError(
             f"checkpoint: gains are {tuple(entropy.log2_gain.shape)}, expected {tuple(model.log2_gain.shape)}: export it again"

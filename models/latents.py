@@ -11,13 +11,15 @@ from torch import Tensor
 from bitstream.errors import CheckpointError
 from bitstream.tables import LOG2_UNITS
 from models.integer import rshift
+from models.layers import at_levels
+from models.program import shape_of
 from models.rounding import FIXED_BITS
 
 Z_MAX = 127
 LEVEL_UNITS = 256
 INVERSE_GAIN = ("log2_gain_s", "level_bias_s")  # the tensors of ``InverseGain``, named as the network has them
 LOG2_INVERSE_MAX = 16.0
-LATENT_MAX = 2.0**20
+LEVEL_BIAS_MAX = 2.0**20
 
 
 @dataclass(frozen=True)
@@ -86,31 +88,25 @@ class GainTable:
 
 
 class InverseGain:
-    """What g_s sees of the latents of a level besides 1/gain: a gain and a bias, both (levels, M) and linear between levels.
+    """The gain and bias of a level that g_s sees its latents with, besides 1/gain: (levels, M), linear between levels.
 
     ``tensors`` are those of a checkpoint: log2 of the gain, and the bias in units of 2^``log2_std`` (M,), this in 1/256 octave.
     Raises CheckpointError if one is missing or damaged. Source: Cui 2021 (inverse gain units, arXiv 2003.02012).
     """
 
     def __init__(self, tensors: Mapping[str, Tensor], levels: int, log2_std: Tensor) -> None:
-        expected = (levels, len(log2_std))
-        for name, limit in zip(INVERSE_GAIN, (LOG2_INVERSE_MAX, LATENT_MAX), strict=True):
-            if name not in tensors:
-                raise CheckpointError(f"checkpoint: tensor {name} is missing: export it again")
-            if tuple(tensors[name].shape) != expected or not bool((tensors[name].abs() <= limit).all()):
-                raise CheckpointError(
-                    f"checkpoint: {name} is {tuple(tensors[name].shape)}, expected {expected} within ±{limit:g}: "
-                    "damaged, export it again"
-                )
-        self._log2_gain, bias = (tensors[name].double() for name in INVERSE_GAIN)
-        self._bias = bias * (log2_std.double() / LOG2_UNITS).exp2()
+        expected, tables = (levels, len(log2_std)), []
+        for name, limit in zip(INVERSE_GAIN, (LOG2_INVERSE_MAX, LEVEL_BIAS_MAX), strict=True):
+            if (found := shape_of(tensors, name)) != expected:
+                raise CheckpointError(f"checkpoint: {name} is {found}, expected {expected}: damaged, export it again")
+            table = tensors[name].double()
+            if not bool((table.abs() <= limit).all()):
+                raise CheckpointError(f"checkpoint: {name} is not within ±{limit:g} everywhere: damaged, export it again")
+            tables.append(table)
+        self._log2_gain, self._bias = tables[0], tables[1] * (log2_std.double() / LOG2_UNITS).exp2()
 
     def __call__(self, latents: Tensor, level: int) -> Tensor:
         """Return what g_s takes (1, M, h, w) of latents, y_hat / gain, at a level in 1/256."""
-        log2_gain, bias = (_between(table, level) for table in (self._log2_gain, self._bias))
-        return latents * log2_gain.exp2().float()[:, None, None] + bias.float()[:, None, None]
-
-
-def _between(table: Tensor, level: int) -> Tensor:
-    low = min(level // LEVEL_UNITS, max(len(table) - 2, 0))
-    return torch.lerp(table[low], table[min(low + 1, len(table) - 1)], level / LEVEL_UNITS - low)
+        place = torch.tensor([level / LEVEL_UNITS])
+        log2_gain, bias = (at_levels(table, place).float()[:, :, None, None] for table in (self._log2_gain, self._bias))
+        return torch.addcmul(bias, latents, log2_gain.exp2())

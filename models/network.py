@@ -117,10 +117,10 @@ class Network(nn.Module):
         gain, _ = self.gains(level)
         with torch.autocast(x.device.type, enabled=False):
             y_likelihoods = self._y_likelihoods(y * gain, y_hat, arguments)
-        x_hat = self.g_s(self.latents(y_hat, level)).float() if reconstruct else x
+        x_hat = self.g_s(self.synthesis_input(y_hat, level)).float() if reconstruct else x
         return {"x_hat": x_hat, "y_likelihoods": y_likelihoods, "z_likelihoods": z_likelihoods}
 
-    def latents(self, y_hat: Tensor, level: Tensor) -> Tensor:
+    def synthesis_input(self, y_hat: Tensor, level: Tensor) -> Tensor:
         """Return what g_s takes (B, M, h, w) of y·gain as coded: without gain, with g_s's own gain and bias of the level."""
         latents = y_hat / self.interpolate(self.log2_gain, level)
         if self.log2_gain_s is not None:

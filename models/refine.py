@@ -131,7 +131,7 @@ class Refiner:
                 y_hat, arguments = net.predict(v, features, gain * net.std, position, symbols)
                 seen = surround.clone()
                 seen[..., top : top + v.shape[-2], left : left + v.shape[-1]] = y_hat
-                x_hat = net.g_s(net.latents(seen, position)).float()[..., :h, :w]
+                x_hat = net.g_s(net.synthesis_input(seen, position)).float()[..., :h, :w]
             with torch.autocast(self.device.type, enabled=False):
                 means, scales = arguments["means"], arguments["scales"]
                 rate = row_bits(self.bits, y_hat - means, scales).sum()

@@ -3,15 +3,15 @@
 Dense 1×1 and 3×3 convolutions on few positions run near a CPU's peak where strided 5×5 ones with GDN do not. The first
 layers start as a lapped Karhunen–Loève transform (``models.klt``), so training begins from a good linear codec.
 
-    x ─ lap ─ unshuffle 8 ─ 1×1 ─ blocks ─ 3×3 ↓2 ─ blocks ─ 1×1 ─ y ──── · gain ─ Q ─ y_hat · 1/gain ── g_s ─ x_hat
-                                                                   │                 │         + bias
+    x ─ lap ─ unshuffle 8 ─ 1×1 ─ blocks ─ 3×3 ↓2 ─ blocks ─ 1×1 ─ y ──── · gain ─ Q ─ y_hat · 1/gain + bias ── g_s ─ x_hat
+                                                                   │                 │
                                                                    └ h_a ─ z ─ Q ─ h_s ┐ context (first pass → second)
                                                                                   parameters ─ mean, scale
 
 The context is crossed: the first pass codes the even channels at anchors and the odd ones elsewhere, the second the rest, from
 the 3×3 neighbours and half of the channels at the very position. What it sees has a gain for each level, it and the parameter
 network have a bias: at low rates neighbours are noisy. Or it is a plain checkerboard of positions ("checkerboard"). What g_s
-sees has a gain and a bias for each level too, where config has ``inverse_gain``: they cost nothing.
+sees has an inverse gain and a bias for each level too, where config has ``inverse_gain`` (else 1/gain): they cost no bits.
 
 This file holds the float networks; gains and the training ``forward`` are in ``models.network``. Coding runs in integers:
 ``models.entropy``.

@@ -33,7 +33,7 @@ def fit_thumbnail(network: Network, batches: Iterable[Tensor]) -> dict[str, Tens
     for i, x in enumerate(batches):
         level = torch.full((len(x),), float(i % network.cfg.levels))
         y_hat, _ = network.coded(x, level)
-        seen = F.unfold(network.latents(y_hat, level), TAPS)  # of inner positions, so that no border is among the taps
+        seen = F.unfold(network.synthesis_input(y_hat, level), TAPS)  # of inner positions, so that no border is among the taps
         seen = seen.transpose(1, 2).flatten(0, 1)  # (P, inputs − 1)
         wanted = F.pixel_unshuffle(F.avg_pool2d(x, SCALE), CELL)[..., 1:-1, 1:-1].flatten(2).transpose(1, 2).flatten(0, 1)
         seen = torch.cat([seen, seen.new_ones(len(seen), 1)], dim=1)

@@ -44,7 +44,7 @@ SMALL_SWIFT = SwiftConfig(C=24, D=32, M=32, N=16, blocks_8=1, blocks_16=1, hyper
 TINY: dict[str, RateConfig] = {
     "swift": SMALL_SWIFT,
     "crossed": dataclasses.replace(SMALL_SWIFT, order="crossed"),  # a swift too
-    "levelled": dataclasses.replace(SMALL_SWIFT, order="crossed", inverse_gain=True),  # and this
+    "inverse-gain": dataclasses.replace(SMALL_SWIFT, order="crossed", inverse_gain=True),  # and this
     "factorized": FactorizedConfig(N=8, M=8, levels=4),  # each channel of y has a table of 16 kB
     "hyperprior": HyperpriorConfig(N=16, M=16, levels=4),
     "joint": ContextConfig(N=16, M=16, levels=4),

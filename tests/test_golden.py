@@ -17,7 +17,7 @@ from models.registry import MODELS
 FILES = sorted((Path(__file__).parent / "golden").glob("*.lic"))
 
 
-KINDS = (*MODELS, "overfit", "crossed", "levelled")  # the last two are swifts too; files without a name are of one with a checkerboard
+KINDS = (*MODELS, "overfit", "crossed", "inverse-gain")  # the last two are swifts too; files without a name are of an older one
 
 
 def model_of(path: Path) -> str:

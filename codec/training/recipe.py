@@ -41,8 +41,8 @@ class Recipe:
     last ``float32_share`` every other step runs in float32: decoders do, and weights that know only bf16 lose up to 1 dB there.
 
     ``only`` a part learns: "entropy" is all but g_a, g_s and the gains of y, by the rate alone, at a third of a step's cost;
-    "biases" are those of g_a and g_s. With ``counted_rows`` the rate of y is by CDF rows that are counted at the start,
-    and again after every ``recount_steps`` (0: never).
+    "biases" are those of g_a and g_s, and g_s's gains and biases by level. With ``counted_rows`` the rate of y is by CDF rows
+    that are counted at the start, and again after every ``recount_steps`` (0: never).
     """
 
     model: str = "swift"

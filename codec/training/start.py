@@ -39,6 +39,10 @@ def starting_weights(path: Path, model: Network) -> tuple[dict[str, Tensor], dic
             raise UsageError(f"{path}: its recipe is of another version ({error!r}): start from a checkpoint") from error
         source, origin = state["ema"], {"model": recipe["model"], "step": state["step"]}
     taken = transferable(model, source | regraded(source, cfg, model.cfg))
+    if cfg.has_inverse_gain and not model.cfg.has_inverse_gain and any(name.startswith("g_s.") for name in taken):
+        raise UsageError(
+            f"{path}: its g_s knows inverse gains, the recipe leaves them out: set inverse_gain = true in [config]"
+        )
     if not taken:
         raise UsageError(f"{path}: no layer of it fits {type(model).__name__.lower()}: start from a model of the same widths")
     log.info("%s: %d tensors taken from %s", path, len(taken), origin["model"])
@@ -73,8 +77,8 @@ def regraded(source: dict[str, Tensor], old: RateConfig, new: RateConfig) -> dic
 def transferable(model: Network, source: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return the tensors of another model's state that are weights of this one, by name and shape, layer by layer.
 
-    A layer is taken whole or not at all. The gains (of equally many levels) and standard deviations of y are taken if all
-    of g_a is.
+    A layer is taken whole or not at all. What is known of levels (equally many of them) and the standard deviations of y are
+    taken if all of g_a is.
     """
     own = dict(model.named_parameters())  # no buffers: the mask of a context is not that of another model
     unfit = {name for name, value in own.items() if name not in source or source[name].shape != value.shape}

@@ -21,7 +21,7 @@ SIZE = (65, 129)  # of y 8 × 12, of z 2 × 3
 TILED = (300, 530)  # two rows of three tiles of 256
 
 
-@pytest.fixture(scope="module", params=[*MODELS, "crossed", "levelled"])
+@pytest.fixture(scope="module", params=[*MODELS, "crossed", "inverse-gain"])
 def tiny(request, golden):
     """A Codec of a frozen tiny checkpoint."""
     return Codec(golden / f"tiny-{request.param}.safetensors", "cpu")

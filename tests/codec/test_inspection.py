@@ -32,7 +32,7 @@ from models.runtime import LoadedModel
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 FILES = sorted(path for path in GOLDEN.glob("*.lic") if "overfit" not in path.stem)  # those: tests/codec/overfit
-KINDS = (*MODELS, "crossed", "levelled")
+KINDS = (*MODELS, "crossed", "inverse-gain")
 FLUSH_BITS = 16  # what ends a payload, and what the integers of the coder lose on such small files
 
 

@@ -17,6 +17,7 @@ from bitstream.engines.reference import ReferenceEngine
 from bitstream.engines.torchac import TorchacEngine
 from bitstream.errors import EngineError
 from models.klt import klt_start
+from models.latents import INVERSE_GAIN
 from models.layers import weight_and_bias
 from models.network import Network
 from models.registry import MODELS, build
@@ -26,7 +27,7 @@ from models.swift import Swift, SwiftConfig
 TINY = SwiftConfig(C=24, D=32, M=32, N=16, blocks_8=1, blocks_16=1, hyper=16, features=16, hidden=24, levels=4)
 
 
-@pytest.fixture(scope="session", params=[*sorted(MODELS), "crossed"])
+@pytest.fixture(scope="session", params=[*sorted(MODELS), "crossed", "inverse-gain"])
 def model(request, golden) -> LoadedModel:
     """A loaded model with its frozen tiny checkpoint, on the CPU. Do not change it."""
     return LoadedModel.load(golden / f"tiny-{request.param}.safetensors", torch.device("cpu"))
@@ -108,7 +109,8 @@ VARIANTS = {
     "attention": ("attention", SMALL),
     "attention, imported": ("attention", SMALL | {"mixtures": 1, "linear_scale": True}),
     "anchor": ("attention", SMALL | {"mixtures": 2, "attention_blocks": False}),
-    "swift, crossed": ("swift", SMALL_SWIFT | {"order": "crossed", "inverse_gain": True}),
+    "swift, crossed": ("swift", SMALL_SWIFT | {"order": "crossed"}),
+    "swift, inverse gain": ("swift", SMALL_SWIFT | {"order": "crossed", "inverse_gain": True}),
 }
 
 
@@ -143,7 +145,7 @@ def stirred(variant: str) -> Network:
                 m = net.cfg.M
                 bias[:m] = 1.0  # the scales come first
             for name, table in net.named_parameters():
-                if name.endswith(".table") or name in ("log2_gain_context", "log2_gain_s", "level_bias_s"):
+                if name.endswith(".table") or name in ("log2_gain_context", *INVERSE_GAIN):
                     table.add_(0.2 * torch.randn_like(table))
         net.log2_gain.add_(0.2 * torch.randn_like(net.log2_gain))
     return net

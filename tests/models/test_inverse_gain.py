@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 import codec
-from bitstream.errors import CheckpointError
+from bitstream.engines import default_engine
+from bitstream.errors import CheckpointError, UsageError
 from codec.metrics import psnr_db
 from codec.release import release
-from codec.training.start import released_weights
+from codec.training.start import released_weights, starting_weights
 from models.checkpoint import load_checkpoint, save_checkpoint
 from models.latents import INVERSE_GAIN, InverseGain
+from models.loading import load_network
+from models.refine import Refiner
+from models.registry import build
 from models.runtime import LoadedModel
+from models.thumbnail import Thumbnail, fit_thumbnail
 
-VARIANT = "swift, crossed"
+VARIANT = "swift, inverse gain"
 CHANNELS, LEVELS = 3, 4
 
 
@@ -37,7 +44,7 @@ def test_a_checkpoint_gives_g_s_what_training_gave_it(released, level):
     net, path = released
     loaded = LoadedModel.load(path, torch.device("cpu"))
     fixed = torch.randint(-2000, 2000, (2, 3, net.cfg.M), generator=torch.Generator().manual_seed(level))
-    wanted = net.latents(fixed.permute(2, 0, 1)[None] / 256, torch.tensor([level / 256])).detach()
+    wanted = net.synthesis_input(fixed.permute(2, 0, 1)[None] / 256, torch.tensor([level / 256])).detach()
     torch.testing.assert_close(loaded.latents(fixed, level), wanted, rtol=5e-3, atol=1e-3)  # gains are in 1/256 octave
     plain = loaded.entropy.float_latents(fixed, level)
     assert (plain - wanted).abs().max() > 0.05 * wanted.abs().max()
@@ -69,7 +76,7 @@ def test_tables_of_zeros_change_nothing(fresh, crops):
     without.load_state_dict(with_tables.state_dict(), strict=False)
     level = torch.tensor([0.7, 1.0, 2.9, 3.0])
     y_hat = torch.randn(4, with_tables.cfg.M, 4, 4)
-    assert torch.equal(with_tables.latents(y_hat, level), without.latents(y_hat, level))
+    assert torch.equal(with_tables.synthesis_input(y_hat, level), without.synthesis_input(y_hat, level))
     assert without.log2_gain_s is None
 
 
@@ -91,7 +98,7 @@ def test_one_level_is_enough():
 
 
 @pytest.mark.parametrize("name", INVERSE_GAIN)
-@pytest.mark.parametrize("damage", ["missing", "shape", "nan", "large"])
+@pytest.mark.parametrize("damage", ["missing", "shape", "type", "nan", "large"])
 def test_a_damaged_table_is_said_as_such(released, tmp_path, name, damage):
     _, path = released
     checkpoint = load_checkpoint(path)
@@ -100,11 +107,50 @@ def test_a_damaged_table_is_said_as_such(released, tmp_path, name, damage):
         del tensors[name]
     elif damage == "shape":
         tensors[name] = tensors[name][1:].contiguous()
+    elif damage == "type":
+        tensors[name] = tensors[name].int()
     else:
         tensors[name][1, 2] = math.nan if damage == "nan" else 1e9
     save_checkpoint(
         tmp_path / "damaged.safetensors", model=checkpoint.model, config=checkpoint.config, tensors=tensors,
         constants_crc=checkpoint.constants_crc, transforms=checkpoint.transforms,
     )  # fmt: skip
-    with pytest.raises(CheckpointError, match=rf"{name} is .*export it again"):
-        LoadedModel.load(tmp_path / "damaged.safetensors", torch.device("cpu"))
+    for load in (lambda path: LoadedModel.load(path, torch.device("cpu")), released_weights):
+        with pytest.raises(CheckpointError, match=rf"(?s){name}.*export it again"):
+            load(tmp_path / "damaged.safetensors")
+
+
+def test_a_refined_picture_is_judged_by_what_g_s_sees(released, crops):
+    _, path = released
+    loaded = LoadedModel.load(path, torch.device("cpu"))
+    network = load_network(loaded.checkpoint)
+    refiner = Refiner(loaded.checkpoint, network, loaded.entropy.y_table, torch.device("cpu"), autocast=False)
+    x = crops(900, 1, 128)
+    seen = []
+    network.g_s.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach()))
+    y, z = loaded.analyse(x)
+    refiner.refine(x, y, z, 512, 1, lambda _: None)
+    coded = loaded.code(y, z, 512, default_engine())
+    torch.testing.assert_close(seen[0], loaded.latents(coded.y_hat, 512), rtol=2e-2, atol=2e-2 * float(seen[0].abs().max()))
+
+
+def test_a_start_that_knows_inverse_gains_wants_a_recipe_that_does(released):
+    net, path = released
+    config = dataclasses.asdict(net.cfg)
+    taken, _ = starting_weights(path, build("swift", config))
+    assert {"g_s.tail.weight", *INVERSE_GAIN} <= taken.keys()
+    with pytest.raises(UsageError, match="set inverse_gain = true"):
+        starting_weights(path, build("swift", config | {"inverse_gain": False}))
+
+
+def test_the_thumbnail_is_fitted_to_what_decoding_reads_it_from(stirred, crops):
+    net = copy.deepcopy(stirred(VARIANT))
+    with torch.no_grad():
+        net.level_bias_s.add_(2.0)  # as far from y_hat / gain as it must not be
+    batches = [crops(seed, 4, 128) for seed in range(8)]
+    readout = Thumbnail(fit_thumbnail(net, batches), net.cfg.M)
+    x, level = batches[0][:1], torch.zeros(1)
+    with torch.no_grad():
+        y_hat, _ = net.coded(x, level)
+        error = (readout(net.synthesis_input(y_hat, level)) - F.avg_pool2d(x, 8)).square().mean()
+    assert error < F.avg_pool2d(x, 8).var() / 2

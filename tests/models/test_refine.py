@@ -94,9 +94,9 @@ def test_values_fall_from_the_start_to_the_end():
 # --- refinement of real latents
 
 
-@pytest.fixture(scope="module", params=[*REFINABLE, "crossed"])
+@pytest.fixture(scope="module", params=[*REFINABLE, "crossed", "inverse-gain"])
 def refinable(request, golden):
-    """A model of those that refine, with its frozen tiny checkpoint: swift also crossed. Do not change it."""
+    """A model of those that refine, with its frozen tiny checkpoint: three of swift. Do not change it."""
     return LoadedModel.load(golden / f"tiny-{request.param}.safetensors", CPU)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -150,3 +151,17 @@ def test_the_smallest_validation_pictures_do_for_ms_ssim(recipe, tmp_path, write
     pictures = write_pictures(tmp_path / "pictures", 2, side=192)
     own = Trainer(Recipe.load(recipe, crop=192, batch_size=1).with_options(tune="ms-ssim"), pictures, device="cpu")
     assert all(math.isfinite(value) for row in own.validate() for value in row.values())
+
+
+def test_the_group_of_processes_is_left_when_training_is_done(trainer, monkeypatch):
+    group = torch.distributed
+    group.init_process_group("gloo", store=group.HashStore(), rank=0, world_size=1)
+    try:
+        trainer.close()
+        assert group.is_initialized()  # a process alone made none: this one is not its own
+        monkeypatch.setattr(trainer, "fabric", SimpleNamespace(world_size=2, barrier=group.barrier))
+        trainer.close()
+        assert not group.is_initialized()
+    finally:
+        if group.is_initialized():
+            group.destroy_process_group()

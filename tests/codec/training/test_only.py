@@ -16,6 +16,8 @@ from models.latents import INVERSE_GAIN  # noqa: E402
 def changed(data, recipe, **fields):
     """Return the names of the tensors that three steps change, in the model and in the averaged weights, and the last row."""
     trainer = Trainer(Recipe.load(recipe, **fields), data, device="cpu")
+    tables = {name: p.requires_grad for name, p in trainer.model.named_parameters() if name in INVERSE_GAIN}
+    assert all(learn == (fields["only"] != "entropy") for learn in tables.values())
     before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
     for _ in range(3):
         row = trainer.train_step()

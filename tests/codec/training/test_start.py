@@ -24,7 +24,8 @@ GAINS = ("log2_gain", "log2_gain_z")
 def gains(cfg, seed=0):
     """Return random gains of a config."""
     generator = torch.Generator().manual_seed(seed)
-    return {name: torch.randn(cfg.levels, n, generator=generator) for name, n in zip(GAINS, (cfg.M, cfg.N), strict=True)}
+    widths = {"log2_gain": cfg.M, "log2_gain_z": cfg.N, "log2_gain_s": cfg.M, "level_bias_s": cfg.M}
+    return {name: torch.randn(cfg.levels, n, generator=generator) for name, n in widths.items()}
 
 
 def levels(count, lowest, highest):
