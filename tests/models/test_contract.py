@@ -268,7 +268,8 @@ def test_real_bytes_are_the_estimate_within_one_percent_and_the_stream_overhead(
     assert torch.equal(model.entropy.code_latents(StreamReader(fast, writer.payloads), level, h, w, None), y_hat)
 
 
-def test_bytes_rise_and_error_falls_with_the_level(model, fast, tensor):
+def test_bytes_rise_and_error_falls_with_the_level(model, fast, tensor, monkeypatch):
+    monkeypatch.setattr(model, "inverse_gain", None)  # random in the tiny one: more error than rounding makes
     x = tensor(128, 192)
     sizes, errors = [], []
     for level in (0, 200, 400, 600, 768):
