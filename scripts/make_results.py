@@ -106,8 +106,8 @@ def draw_figures() -> None:
 def effort(result: dict[str, Any]) -> str:
     """Return the section on time spent at the encoder."""
     rows = [
-        [str(r["effort"]), f"{r['bd_rate_percent']:+.1f} %", f"{r['most']:+.1f} … {r['least']:+.1f} %",
-         f"{r['seconds_per_megapixel']:.0f}"]
+        [f"{r['effort']}" + (f" ({r['measured_on']})" if "measured_on" in r else ""),
+         f"{r['bd_rate_percent']:+.1f} %", f"{r['most']:+.1f} … {r['least']:+.1f} %", f"{r['seconds_per_megapixel']:.0f}"]
         for r in result["rows"]
     ]  # fmt: skip
     beside = f", beside {result['beside']}" if result["beside"] else ""
