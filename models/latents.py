@@ -107,6 +107,6 @@ class InverseGain:
 
     def __call__(self, latents: Tensor, level: int) -> Tensor:
         """Return what g_s takes (1, M, h, w) of latents, y_hat / gain, at a level in 1/256."""
-        place = torch.tensor([level / LEVEL_UNITS])
+        place = torch.tensor([level / LEVEL_UNITS], dtype=torch.float64, device="cpu")
         log2_gain, bias = (at_levels(table, place).float()[:, :, None, None] for table in (self._log2_gain, self._bias))
         return torch.addcmul(bias, latents, log2_gain.exp2())

@@ -22,6 +22,7 @@ from pytorch_msssim import ms_ssim
 from torch import Tensor, nn
 
 from models.configs import RateConfig
+from models.latents import INVERSE_GAIN
 from models.layers import Float32, at_levels, weight_and_bias
 from models.layout import EntropyLayout
 from models.rounding import ste_round, ste_symbols
@@ -51,7 +52,7 @@ class Network(nn.Module):
         self.cfg = cfg
         self.entropy_bottleneck = EntropyBottleneck(cfg.N if hyper else cfg.M)
         self.log2_gain = nn.Parameter(torch.zeros(cfg.levels, cfg.M))
-        for name in ("log2_gain_context", "log2_gain_s", "level_bias_s"):
+        for name in ("log2_gain_context", *INVERSE_GAIN):
             self.register_parameter(name, None)
         if hyper:
             self.gaussian_conditional = GaussianConditional(None)

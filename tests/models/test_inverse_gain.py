@@ -71,7 +71,7 @@ def test_a_file_decodes_to_what_the_network_makes_of_it(released, picture):
     assert np.abs(decoded.astype(int) - wanted).mean() < 4
 
 
-def test_tables_of_zeros_change_nothing(fresh, crops):
+def test_tables_of_zeros_change_nothing(fresh):
     with_tables, without = fresh(VARIANT), fresh(VARIANT, inverse_gain=False)
     without.load_state_dict(with_tables.state_dict(), strict=False)
     level = torch.tensor([0.7, 1.0, 2.9, 3.0])
