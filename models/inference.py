@@ -13,7 +13,7 @@ from models.windows import Span, margins, run
 
 
 class MixedPrecision:
-    """A program with its tensors: ``dtype`` inside, the ``float32`` blocks left as they are.
+    """A program with its tensors: convolutions and GDN in ``dtype``, sums and the ``float32`` blocks in float32.
 
     Takes and returns float32; runs in channels_last on ``device``.
     """
@@ -37,5 +37,5 @@ class MixedPrecision:
         h, w = x.shape[-2:]
         x = x.contiguous(memory_format=torch.channels_last)
         with torch.autocast(x.device.type, enabled=False):  # a caller's autocast must not change the pixels
-            out = run(self._blocks, x, rows or Span.whole(h), columns or Span.whole(w), self._needed, self.dtype)
+            out = run(self._blocks, x, rows or Span.whole(h), columns or Span.whole(w), self._needed)
         return out.float()

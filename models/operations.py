@@ -1,6 +1,7 @@
 """How the operations of a program are computed, in the form that is fastest on the device.
 
-Each takes channels_last tensors (B, C, H, W). What nobody reads any more is overwritten.
+Each takes channels_last tensors (B, C, H, W). What nobody reads any more is overwritten. Where a block is in a faster type,
+convolutions and GDN are, but sums are float32 (``models.layers.Transform`` says why).
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ class Weights:
     """The tensors of a checkpoint on a device, in the type that a block computes in."""
 
     def __init__(self, tensors: Mapping[str, Tensor], device: torch.device, dtype: torch.dtype) -> None:
-        self._tensors, self.device, self._dtype = tensors, device, dtype
+        self._tensors, self.device, self.dtype = tensors, device, dtype
 
     def exact(self, name: str) -> Tensor:
         """Return a tensor in float32."""
@@ -36,7 +37,7 @@ class Weights:
     def ready(self, tensor: Tensor) -> Tensor:
         """Return what was computed from tensors in the block's type, kernels in channels_last."""
         kernel = tensor.dim() == 4
-        return tensor.to(self._dtype, memory_format=torch.channels_last if kernel else torch.preserve_format)
+        return tensor.to(self.dtype, memory_format=torch.channels_last if kernel else torch.preserve_format)
 
     def pair(self, name: str) -> tuple[Tensor, Tensor]:
         """Return weight and bias of a convolution in float32."""
@@ -103,6 +104,16 @@ def _blocked_gdn(x: Tensor, *, gamma: Tensor, beta: Tensor, inverse: bool, overw
     return x
 
 
+def _taking(dtype: torch.dtype, function: Function) -> Function:
+    """Return a function of one tensor that turns it into its type first."""
+    return lambda x: function(x.to(dtype))
+
+
+def _float32_sum(a: Tensor, b: Tensor) -> Tensor:
+    """Return a + b in float32, of tensors that may be of a faster type and may not be overwritten."""
+    return torch.add(a.float(), b)
+
+
 def _binary(plain: Function, in_place: Function, owned: list[bool]) -> Function:
     """Return a sum or product that overwrites the first or the second input, if it may."""
     if owned[0]:
@@ -114,13 +125,13 @@ def function_of(operation: Operation, weights: Weights, owned: list[bool]) -> Fu
     """Return what computes an operation. It may overwrite the inputs that are ``owned``."""
     kind, overwrite = operation.kind, owned[0]
     if kind == "conv2d":
-        return _conv2d(operation, weights)
+        return _taking(weights.dtype, _conv2d(operation, weights))
     if kind == "conv_transpose2d":
-        return _conv_transpose2d(operation, weights)
+        return _taking(weights.dtype, _conv_transpose2d(operation, weights))
     if kind == "gdn":
-        return _gdn(operation, weights, overwrite=overwrite)
+        return _taking(weights.dtype, _gdn(operation, weights, overwrite=overwrite))
     if kind == "lap":
-        return partial(lap, weight=weights.ready(weights.exact(f"{operation.name}.weight")))
+        return partial(lap, weight=weights.exact(f"{operation.name}.weight"))
     if kind == "pixel_shuffle":
         return partial(F.pixel_shuffle, upscale_factor=operation.factor)
     if kind == "pixel_unshuffle":
@@ -132,7 +143,7 @@ def function_of(operation: Operation, weights: Weights, owned: list[bool]) -> Fu
     if kind == "sigmoid":
         return torch.sigmoid_ if overwrite else torch.sigmoid
     if kind == "add":
-        return _binary(torch.add, Tensor.add_, owned)
+        return _float32_sum if weights.dtype != torch.float32 else _binary(torch.add, Tensor.add_, owned)
     assert kind == "mul"
     return _binary(torch.mul, Tensor.mul_, owned)
 

@@ -28,7 +28,7 @@ from compressai.models.utils import conv
 from torch import Tensor, nn
 
 from models.configs import SwiftConfig
-from models.layers import Float32, LappedFilter, LevelBias
+from models.layers import Float32, LappedFilter, LevelBias, Transform
 from models.network import Network, Symbols, zero_start
 from models.schedule import anchor_mask, crossed_mask
 
@@ -41,9 +41,10 @@ def _blocks(channels: int, count: int) -> nn.Sequential:
     return nn.Sequential(*blocks)
 
 
-class Analysis(nn.Sequential):
+class Analysis(Transform):
     """g_a: (B, 3, H, W) in [0, 1] → y (B, M, H/16, W/16); H and W multiples of 16."""
 
+    exact = ("stem",)
     lap: Float32
     stem: nn.Conv2d
     down: nn.Conv2d
@@ -60,9 +61,10 @@ class Analysis(nn.Sequential):
         self.head = Float32(conv1x1(cfg.D, cfg.M))
 
 
-class Synthesis(nn.Sequential):
+class Synthesis(Transform):
     """g_s: y_hat (B, M, H/16, W/16) → x_hat (B, 3, H, W), mirrors ``Analysis``."""
 
+    exact = ("up", "tail")
     head: Float32
     up: nn.Conv2d
     tail: nn.Conv2d

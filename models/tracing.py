@@ -36,7 +36,8 @@ def trace(network: Network) -> Programs:
 
 def trace_layers(layers: nn.Sequential, name: str) -> Program:
     """Return the program of a sequence of layers with this name, a block for each."""
-    blocks = (_block(layer, path) for path, layer in _flat(layers, name))
+    exact = {f"{name}.{layer}" for layer in getattr(layers, "exact", ())}  # see ``models.layers.Transform``
+    blocks = (_block(layer, path, float32=path in exact) for path, layer in _flat(layers, name))
     return tuple(block for block in blocks if block.operations)  # nn.Identity has none
 
 
@@ -49,10 +50,9 @@ def _flat(layers: nn.Sequential, name: str) -> Iterator[tuple[str, nn.Module]]:
             yield f"{name}.{key}", layer
 
 
-def _block(layer: nn.Module, name: str) -> Block:
-    float32 = isinstance(layer, Float32)
+def _block(layer: nn.Module, name: str, *, float32: bool) -> Block:
     if isinstance(layer, Float32):
-        layer, name = layer.module, f"{name}.module"
+        float32, layer, name = True, layer.module, f"{name}.module"
     holder = nn.Sequential(layer)  # fx would look into the outermost module, even one of torch's
     graph = _Tracer().trace(holder)
     modules = dict(holder.named_modules())

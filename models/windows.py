@@ -128,14 +128,14 @@ class _Edges:
         return cuts[0], cuts[1]
 
 
-def run(blocks: list[ReadyBlock], x: Tensor, rows: Span, columns: Span, needed: list[int], dtype: torch.dtype) -> Tensor:
+def run(blocks: list[ReadyBlock], x: Tensor, rows: Span, columns: Span, needed: list[int]) -> Tensor:
     """Return the output (B, C, h, w) for the wanted spans from x, which holds the computed ones.
 
     ``needed`` is ``margins`` of the program.
     """
     edges = _Edges(rows), _Edges(columns)
     for block, later in zip(blocks, needed[1:], strict=True):
-        x = block(x.float() if block.float32 else x.to(dtype))
+        x = block(x.float() if block.float32 else x)
         (top, bottom), (left, right) = (edge.after(*block.scale, later) for edge in edges)
         if top or bottom or left or right:
             x = x[..., top : x.shape[-2] - bottom, left : x.shape[-1] - right]

@@ -1,4 +1,4 @@
-"""The training loop: Lightning Fabric, bf16 autocast, Adam with warm-up and a schedule, EMA, atomic state.
+"""The training loop: Lightning Fabric, bf16 autocast, Adam or Muon with warm-up and a schedule, EMA, atomic state.
 
 It is not a framework: one model at a time, one loss (rate + λ·distortion), the schedule in ``Recipe``. With several devices
 each has a process and a copy of the pictures; all draw the same random numbers, and each computes its part of the batch.
@@ -25,7 +25,8 @@ from torch.optim.lr_scheduler import MultiStepLR, ReduceLROnPlateau
 from bitstream.errors import UsageError
 from bitstream.tables import master_from_mass
 from codec.training.data import CropStore, find_images, validation_batches
-from codec.training.parameters import learns, parameter_groups
+from codec.training.muon import MuonAdam
+from codec.training.parameters import has_blocks, learns, parameter_groups
 from codec.training.recipe import MS_SSIM_CROP, Recipe
 from codec.training.start import starting_weights
 from codec.training.state import read_state, write_state
@@ -131,6 +132,8 @@ class Trainer:
         self.model = build(recipe.model, recipe.config)  # first: what is bad is said before the pictures are read
         if recipe.counted_rows and not has_rows(self.model.layout()):
             raise UsageError(f"recipe: counted_rows is on, but y of {recipe.model} is not coded with Gaussians: leave it out")
+        if recipe.muon and not has_blocks(self.model):
+            raise UsageError(f"recipe: muon is on, but {recipe.model} has no residual blocks to learn by it: leave it out")
         self.start: dict[str, Any] | None = None
         taken: dict[str, Tensor] = {}
         if start is not None:
@@ -157,7 +160,7 @@ class Trainer:
         self.model.to(memory_format=self.memory_format)
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(learns(name, recipe.only))
-        optimizer = torch.optim.Adam(parameter_groups(self.model, recipe), betas=(0.9, 0.99), fused=True)
+        optimizer = MuonAdam(parameter_groups(self.model, recipe), betas=(0.9, 0.99), fused=True)
         self.net, self.optimizer = self.fabric.setup(self.model, optimizer)
         self.ema = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
         self.schedule = Schedule(recipe.schedule)

@@ -18,8 +18,20 @@ def learns(name: str, only: str) -> bool:
     return only == "all" or name in INVERSE_GAIN or (transform and name.endswith("bias"))
 
 
+def _is_of_block(name: str) -> bool:
+    return name.startswith(("g_a.", "g_s.")) and ".blocks_" in name
+
+
+def has_blocks(model: nn.Module) -> bool:
+    """Return whether the transforms of a model have residual blocks: what ``Recipe.muon`` is for."""
+    return any(_is_of_block(name) for name, _ in model.named_parameters())
+
+
 def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
-    """Sort the parameters that learn into trunk, residual blocks, entropy networks and gains, each with its learning rate."""
+    """Sort the parameters that learn into trunk, residual blocks, entropy networks and gains, each with its learning rate.
+
+    "muon" says whether the convolutions of a group learn by Muon (``codec.training.muon``).
+    """
     groups: dict[str, list[nn.Parameter]] = {"trunk": [], "blocks": [], "entropy": [], "gains": []}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad or name.endswith("quantiles"):
@@ -27,8 +39,12 @@ def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
         if name.startswith("log2_gain") or name in INVERSE_GAIN:
             groups["gains"].append(parameter)
         elif name.startswith(("g_a.", "g_s.")):
-            groups["blocks" if ".blocks_" in name else "trunk"].append(parameter)
+            groups["blocks" if _is_of_block(name) else "trunk"].append(parameter)
         else:
             groups["entropy"].append(parameter)
     rates = {"trunk": recipe.lr_trunk, "blocks": recipe.lr_blocks, "entropy": recipe.lr_entropy, "gains": recipe.lr_gains}
-    return [{"params": groups[name], "lr": rates[name], "base_lr": rates[name]} for name in groups if groups[name]]
+    return [
+        {"params": groups[name], "lr": rates[name], "base_lr": rates[name], "muon": recipe.muon and name == "blocks"}
+        for name in groups
+        if groups[name]
+    ]

@@ -34,8 +34,8 @@ CODE_RATES: dict[str, dict[str, tuple[int, int]]] = {  # channels N, M as the re
 
 @dataclass(frozen=True)
 class Recipe:
-    """All that decides a run. Rates are Adam learning rates; crop is a side in pixels, a multiple of 64; batch_size is that of
-    each process.
+    """All that decides a run. Rates are Adam learning rates, also of the residual blocks' convolutions that ``muon`` hands to
+    Muon; crop is a side in pixels, a multiple of 64; batch_size is that of each process.
 
     The schedule ends after ``epochs``, or after ``minutes`` where epochs is 0, and never later than after ``steps``. In its
     last ``float32_share`` every other step runs in float32: decoders do, and weights that know only bf16 lose up to 1 dB there.
@@ -60,6 +60,7 @@ class Recipe:
     lr_blocks: float = 3e-4
     lr_entropy: float = 5e-4
     lr_gains: float = 5e-4
+    muon: bool = False
     grad_clip: float = 1.0
     ema_decay: float = 0.999
     float32_share: float = 0.1

@@ -1,13 +1,16 @@
-"""Small layers: an orthogonal lapped filter that leaves borders alone, float32 islands."""
+"""Small layers: an orthogonal lapped filter that leaves borders alone, float32 islands and sums."""
 
 from __future__ import annotations
+
+from collections import OrderedDict
 
 import pytest
 import torch
 from compressai.layers import subpel_conv3x3
+from compressai.models.sensetime import ResidualBottleneckBlock
 from torch import nn
 
-from models.layers import Float32, LappedFilter, LevelBias, at_levels, dct_matrix, lapped_filter, weight_and_bias
+from models.layers import Float32, LappedFilter, LevelBias, Transform, at_levels, dct_matrix, lapped_filter, weight_and_bias
 
 
 @pytest.mark.parametrize("n", [2, 4, 8, 16])
@@ -61,6 +64,42 @@ def test_float32_island_stays_float32_under_autocast():
     with torch.autocast("cpu", torch.bfloat16):
         assert linear(torch.ones(1, 4)).dtype == torch.bfloat16
         assert Float32(linear)(torch.ones(1, 4, dtype=torch.bfloat16)).dtype == torch.float32
+
+
+@pytest.fixture
+def blocks():
+    """A transform of one exact layer and eight residual blocks of random weights."""
+    torch.manual_seed(0)
+    layers = OrderedDict(first=nn.Conv2d(3, 16, 1)) | {f"block_{i}": ResidualBottleneckBlock(16, 16) for i in range(8)}
+    return Transform(OrderedDict(layers)).eval().requires_grad_(False)
+
+
+def test_sums_of_blocks_stay_float32_under_autocast(blocks, monkeypatch):
+    monkeypatch.setattr(Transform, "exact", ("first",))
+    seen = []
+    for layer in blocks:
+        layer.register_forward_hook(lambda _, inputs, out: seen.append((inputs[0].dtype, out.dtype)))
+    blocks[1].conv1.register_forward_hook(lambda *args: seen.append(args[2].dtype))
+    x = torch.rand(1, 3, 12, 12)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = blocks(x)
+    assert seen.pop(1) == torch.bfloat16  # what is inside of a block
+    assert set(seen) == {(torch.float32, torch.float32)}
+    exact, rounded = blocks(x), x
+    with torch.autocast("cpu", torch.bfloat16):
+        for layer in blocks:
+            rounded = layer(rounded)
+    assert (out - exact).norm() < 0.5 * (rounded.float() - exact).norm()
+
+
+def test_only_exact_layers_leave_autocast(blocks, monkeypatch):
+    x = torch.rand(1, 3, 12, 12)
+    first = nn.Sequential(blocks[0])
+    for exact in ((), ("first",)):
+        monkeypatch.setattr(Transform, "exact", exact)
+        with torch.autocast("cpu", torch.bfloat16):
+            found = Transform(OrderedDict(first=blocks[0]))(x)
+        assert torch.equal(found, first(x)) == bool(exact)
 
 
 @pytest.mark.parametrize(

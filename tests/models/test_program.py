@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from compressai.layers import GDN, AttentionBlock
+from compressai.models.sensetime import ResidualBottleneckBlock
 from PIL import Image
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -24,7 +25,7 @@ from models.configs import SwiftConfig
 from models.inference import MixedPrecision
 from models.layers import Float32
 from models.loading import MARGIN_MAX, config_of, load_network, programs_of
-from models.operations import ReadyBlock, Weights, _blocked_gdn
+from models.operations import ReadyBlock, Weights, _blocked_gdn, function_of
 from models.program import Block, Operation
 from models.registry import MODELS, build, skeleton
 from models.runtime import LoadedModel
@@ -57,19 +58,22 @@ def swift(tiny_checkpoint):
     return dataclasses.replace(checkpoint, transforms=json.loads(json.dumps(packed)))
 
 
-def module_path(layers, x, dtype):
-    """Run the layers of a network one by one: Float32 ones as they are, the others in a type; GDN with float32 constants."""
+def module_path(layers, x, dtype, exact=()):
+    """Run the layers of a network one by one: ``exact`` ones as they are, the others in a type; GDN with float32 constants."""
     x = x.contiguous(memory_format=torch.channels_last)
-    for layer in layers:
+    for name, layer in layers.named_children():
         if isinstance(layer, nn.Sequential):
             x = module_path(layer, x, dtype)
-        elif isinstance(layer, Float32):
+        elif isinstance(layer, Float32) or name in exact:
             x = copy.deepcopy(layer)(x.float())
+        elif isinstance(layer, ResidualBottleneckBlock):
+            x = x.float() + module_path(nn.Sequential(*list(layer.children())[:-1]), x, dtype)
         elif isinstance(layer, GDN):
             beta, gamma = layer.beta_reparam(layer.beta), layer.gamma_reparam(layer.gamma).T.contiguous()
             x = _blocked_gdn(x.to(dtype), gamma=gamma.to(dtype), beta=beta.to(dtype), inverse=layer.inverse, overwrite=False)
         else:
-            x = copy.deepcopy(layer).to(memory_format=torch.channels_last).to(dtype)(x.to(dtype))
+            takes = dtype if list(layer.parameters()) else x.dtype  # what has no weights moves or bends values as they are
+            x = copy.deepcopy(layer).to(memory_format=torch.channels_last).to(dtype)(x.to(takes))
     return x
 
 
@@ -84,7 +88,10 @@ def test_programs_compute_what_the_networks_do(checkpoint, dtype):
         x = torch.rand(1, *shapes[part], generator=generator)
         before = x.clone()
         with torch.inference_mode():
-            found, expected = getattr(loaded, part)(x), module_path(getattr(network, part), x, dtype).float()
+            found = getattr(loaded, part)(x)
+            names = {step.name for block in getattr(loaded, part).program if block.float32 for step in block.operations}
+            exact = {name.split(".")[1] for name in names if name}
+            expected = module_path(getattr(network, part), x, dtype, exact).float()
         assert torch.equal(x, before)  # the input is the caller's
         last = list(getattr(network, part))[-1]
         if isinstance(last, nn.ConvTranspose2d) or (checkpoint.model == "attention" and part != "h_a"):
@@ -145,6 +152,30 @@ def test_a_view_of_the_callers_input_is_not_overwritten():
     out = run(Block((Operation("pixel_shuffle", (0,), factor=2), Operation("relu", (1,)))), x)
     assert torch.equal(x, before)
     assert not out.any()
+
+
+@pytest.mark.parametrize("kinds", [("bfloat16", "bfloat16"), ("float32", "bfloat16"), ("bfloat16", "float32")])
+def test_sums_are_float32_where_convolutions_are_not(kinds):
+    """256 + 1.5 is 258 in bf16; the terms stay as they are."""
+    first, second = (getattr(torch, kind) for kind in kinds)
+    x, y = torch.full((1, 4, 2, 2), 256.0, dtype=first), torch.full((1, 4, 2, 2), 1.5, dtype=second)
+    fast = Weights({}, CPU, torch.bfloat16)
+    total = function_of(Operation("add", (0, 1)), fast, [True, True])(x, y)
+    assert total.dtype == torch.float32
+    assert set(total.flatten().tolist()) == {257.5}
+    assert set(x.flatten().tolist()) == {256.0}
+    block = ReadyBlock(Block((Operation("relu", (0,)), Operation("add", (1, 0)))), fast, owned=True)
+    assert block(y).dtype == torch.float32
+
+
+def test_exact_layers_of_a_transform_are_float32_in_its_program():
+    network = build("swift", {"C": 8, "D": 8, "M": 8, "N": 8, "blocks_8": 1, "blocks_16": 1, "levels": 2})
+    exact = {
+        part: [step.name for block in blocks if block.float32 for step in block.operations]
+        for part, blocks in trace(network).items()
+    }
+    assert exact["g_a"] == ["g_a.lap.module", "g_a.stem", "g_a.head.module"]
+    assert exact["g_s"] == ["g_s.head.module", "g_s.up", "g_s.tail", "g_s.lap.module"]
 
 
 # --- the forms of a GPU, computed here
