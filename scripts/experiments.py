@@ -1,4 +1,4 @@
-"""Run again those experiments of the lab book (docs/training.md) that need no training: other ways to code with shipped weights.
+"""Run those experiments of the lab book (docs/training.md) again that need no training: ways to code with shipped weights.
 
     python scripts/experiments.py dead-zone PICTURES
     python scripts/experiments.py annealing PICTURES --effort 5

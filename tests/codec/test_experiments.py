@@ -1,4 +1,4 @@
-"""``scripts/experiments.py``: the lab book's experiments without training run, change what they say, and leave nothing changed."""
+"""``scripts/experiments.py``: the experiments without training run, change what they say, and leave nothing changed."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def pictures(tmp_path, picture) -> Path:
     ("name", "options"), [("dead-zone", ()), ("rows", ()), ("precision", ()), ("annealing", ("--effort", "1"))]
 )
 def test_variants_are_measured(script, pictures, tiny_checkpoint, tmp_path, name, options):
-    arguments = [name, str(pictures), "--model", str(tiny_checkpoint), "--side", "96", "-o", str(tmp_path / "out.json"), *options]
-    result = CliRunner().invoke(script["main"], arguments)
+    arguments = [name, str(pictures), "--model", str(tiny_checkpoint), "--side", "96", "-o", str(tmp_path / "out.json")]
+    result = CliRunner().invoke(script["main"], [*arguments, *options])
     assert result.exit_code == 0, result.output
     measured = json.loads((tmp_path / "out.json").read_text())
     assert set(script["EXPERIMENTS"][name]) < set(measured)
