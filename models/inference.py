@@ -19,7 +19,7 @@ class MixedPrecision:
     """
 
     def __init__(self, program: Program, tensors: Mapping[str, Tensor], device: torch.device, dtype: torch.dtype) -> None:
-        self.program, self.dtype = program, dtype
+        self.program = program
         exact, fast = Weights(tensors, device, torch.float32), Weights(tensors, device, dtype)
         self._blocks: list[ReadyBlock] = []
         for block in program:

@@ -87,18 +87,20 @@ class Float32(nn.Module):
 
 
 class Transform(nn.Sequential):
-    """Layers of which the ``exact`` ones run in float32 even under autocast, as do the sums of residual blocks.
+    """Layers between which values are float32 even under autocast, and with them the sums of residual blocks.
 
-    Convolutions of blocks run in bf16, but what they are added to stays in float32: else its 8 bits of mantissa move the y of
-    ``swift`` by 0.15 quantisation steps (root mean square) at the highest rate. Layers may be ``Float32`` besides.
+    All in bf16, whose mantissa has 8 bits, y of ``swift`` is 0.15 quantisation steps off (root mean square) at the highest rate
+    (docs/training.md, 23). ``float32_layers`` run in float32 as if they were ``Float32``, but keep their names in checkpoints.
     """
 
-    exact: ClassVar[tuple[str, ...]] = ()
+    float32_layers: ClassVar[tuple[str, ...]] = ()
 
     def forward(self, x: Tensor) -> Tensor:
-        kind = x.device.type
         for name, layer in self.named_children():
-            with torch.autocast(kind, enabled=torch.is_autocast_enabled(kind) and name not in self.exact):
+            if name in self.float32_layers:
+                with torch.autocast(x.device.type, enabled=False):
+                    x = layer(x)
+            else:
                 x = layer(x).float()
         return x
 

@@ -1,7 +1,7 @@
 """How the operations of a program are computed, in the form that is fastest on the device.
 
-Each takes channels_last tensors (B, C, H, W). What nobody reads any more is overwritten. Where a block is in a faster type,
-convolutions and GDN are, but sums are float32 (``models.layers.Transform`` says why).
+Each takes channels_last tensors (B, C, H, W). What nobody reads any more is overwritten, but by sums and products in float32
+alone. Where a block is in a faster type, convolutions and GDN are, but sums are float32 (``models.layers.Transform`` says why).
 """
 
 from __future__ import annotations
@@ -145,7 +145,7 @@ def function_of(operation: Operation, weights: Weights, owned: list[bool]) -> Fu
     if kind == "add":
         return _float32_sum if weights.dtype != torch.float32 else _binary(torch.add, Tensor.add_, owned)
     assert kind == "mul"
-    return _binary(torch.mul, Tensor.mul_, owned)
+    return torch.mul if weights.dtype != torch.float32 else _binary(torch.mul, Tensor.mul_, owned)
 
 
 class ReadyBlock:

@@ -79,8 +79,8 @@ class Coded:
 class LoadedModel:
     """One checkpoint on one device. ``timings`` adds up the seconds of each stage; they are the caller's to clear.
 
-    ``dtype`` is that of g_s. g_a and h_a run in bf16 on CPUs that are fast at it, as they did in training (imported float32
-    weights excepted): the choice of arithmetic at the encoder changes a file by a little, and
+    ``dtype`` is that of g_s. g_a and h_a run in bf16 on CPUs that are fast at it, sums in float32, as in training (imported
+    float32 weights excepted): the choice of arithmetic at the encoder changes a file by a little, and
     nothing of what a file decodes to.
     """
 

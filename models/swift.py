@@ -44,7 +44,7 @@ def _blocks(channels: int, count: int) -> nn.Sequential:
 class Analysis(Transform):
     """g_a: (B, 3, H, W) in [0, 1] → y (B, M, H/16, W/16); H and W multiples of 16."""
 
-    exact = ("stem",)
+    float32_layers = ("stem",)
     lap: Float32
     stem: nn.Conv2d
     down: nn.Conv2d
@@ -64,7 +64,7 @@ class Analysis(Transform):
 class Synthesis(Transform):
     """g_s: y_hat (B, M, H/16, W/16) → x_hat (B, 3, H, W), mirrors ``Analysis``."""
 
-    exact = ("up", "tail")
+    float32_layers = ("up", "tail")
     head: Float32
     up: nn.Conv2d
     tail: nn.Conv2d

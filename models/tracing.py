@@ -13,7 +13,7 @@ import torch
 from compressai.layers import GDN
 from torch import fx, nn
 
-from models.layers import Float32, LappedFilter
+from models.layers import Float32, LappedFilter, Transform
 from models.network import Network
 from models.program import Block, Operation, Program, Programs
 
@@ -36,8 +36,8 @@ def trace(network: Network) -> Programs:
 
 def trace_layers(layers: nn.Sequential, name: str) -> Program:
     """Return the program of a sequence of layers with this name, a block for each."""
-    exact = {f"{name}.{layer}" for layer in getattr(layers, "exact", ())}  # see ``models.layers.Transform``
-    blocks = (_block(layer, path, float32=path in exact) for path, layer in _flat(layers, name))
+    float32 = {f"{name}.{layer}" for layer in layers.float32_layers} if isinstance(layers, Transform) else set()
+    blocks = (_block(layer, path, float32=path in float32) for path, layer in _flat(layers, name))
     return tuple(block for block in blocks if block.operations)  # nn.Identity has none
 
 

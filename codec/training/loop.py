@@ -25,8 +25,8 @@ from torch.optim.lr_scheduler import MultiStepLR, ReduceLROnPlateau
 from bitstream.errors import UsageError
 from bitstream.tables import master_from_mass
 from codec.training.data import CropStore, find_images, validation_batches
-from codec.training.muon import MuonAdam
-from codec.training.parameters import has_blocks, learns, parameter_groups
+from codec.training.muon import MuonAdam, muon_weights
+from codec.training.parameters import learns, parameter_groups
 from codec.training.recipe import MS_SSIM_CROP, Recipe
 from codec.training.start import starting_weights
 from codec.training.state import read_state, write_state
@@ -132,8 +132,10 @@ class Trainer:
         self.model = build(recipe.model, recipe.config)  # first: what is bad is said before the pictures are read
         if recipe.counted_rows and not has_rows(self.model.layout()):
             raise UsageError(f"recipe: counted_rows is on, but y of {recipe.model} is not coded with Gaussians: leave it out")
-        if recipe.muon and not has_blocks(self.model):
-            raise UsageError(f"recipe: muon is on, but {recipe.model} has no residual blocks to learn by it: leave it out")
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(learns(name, recipe.only))
+        if recipe.muon and not muon_weights(parameter_groups(self.model, recipe)):
+            raise UsageError(f"recipe: muon is on, but no convolutions of residual blocks learn ({recipe.model}): leave it out")
         self.start: dict[str, Any] | None = None
         taken: dict[str, Tensor] = {}
         if start is not None:
@@ -158,8 +160,6 @@ class Trainer:
         self.model.load_state_dict(taken, strict=False)
         self.memory_format = torch.channels_last if self.model.cfg.bf16_channels_last else torch.contiguous_format
         self.model.to(memory_format=self.memory_format)
-        for name, parameter in self.model.named_parameters():
-            parameter.requires_grad_(learns(name, recipe.only))
         optimizer = MuonAdam(parameter_groups(self.model, recipe), betas=(0.9, 0.99), fused=True)
         self.net, self.optimizer = self.fabric.setup(self.model, optimizer)
         self.ema = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
@@ -189,11 +189,16 @@ class Trainer:
         write_state(path, state)
 
     def load(self, path: Path) -> None:
-        """Resume from a state that ``save`` wrote. Raises UsageError if it is none, or one of another model.
+        """Resume from a state that ``save`` wrote. Raises UsageError if it is none, one of another model or optimiser.
 
         Learning rates and schedule are those of the recipe; a schedule that is not the state's begins anew.
         """
         state = read_state(path, self.fabric.device)
+        if (muon := state["recipe"].get("muon", False)) != self.recipe.muon:
+            raise UsageError(
+                f"{path}: its blocks learn {'by' if muon else 'without'} Muon, the recipe says otherwise: "
+                f"set muon = {str(muon).lower()}, or begin anew with --start"
+            )
         rates = [group["base_lr"] for group in self.optimizer.param_groups]
         try:
             self.model.load_state_dict(state["model"])
@@ -261,7 +266,7 @@ class Trainer:
         self.model.train()
 
     def _precision(self, *, float32: bool) -> torch.autocast:
-        """Return the context of a forward pass: bf16 inside, the ``Float32`` islands excepted, or float32."""
+        """Return the context of a forward pass: float32, or bf16 but for what ``models.layers`` keeps in float32."""
         return torch.autocast(self.fabric.device.type, torch.bfloat16, enabled=not float32)
 
     def _loss(self, bpp: Tensor, distortion: Tensor, level: Tensor) -> Tensor:

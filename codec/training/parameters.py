@@ -18,15 +18,6 @@ def learns(name: str, only: str) -> bool:
     return only == "all" or name in INVERSE_GAIN or (transform and name.endswith("bias"))
 
 
-def _is_of_block(name: str) -> bool:
-    return name.startswith(("g_a.", "g_s.")) and ".blocks_" in name
-
-
-def has_blocks(model: nn.Module) -> bool:
-    """Return whether the transforms of a model have residual blocks: what ``Recipe.muon`` is for."""
-    return any(_is_of_block(name) for name, _ in model.named_parameters())
-
-
 def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
     """Sort the parameters that learn into trunk, residual blocks, entropy networks and gains, each with its learning rate.
 
@@ -39,7 +30,7 @@ def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
         if name.startswith("log2_gain") or name in INVERSE_GAIN:
             groups["gains"].append(parameter)
         elif name.startswith(("g_a.", "g_s.")):
-            groups["blocks" if _is_of_block(name) else "trunk"].append(parameter)
+            groups["blocks" if ".blocks_" in name else "trunk"].append(parameter)
         else:
             groups["entropy"].append(parameter)
     rates = {"trunk": recipe.lr_trunk, "blocks": recipe.lr_blocks, "entropy": recipe.lr_entropy, "gains": recipe.lr_gains}

@@ -68,14 +68,14 @@ def test_float32_island_stays_float32_under_autocast():
 
 @pytest.fixture
 def blocks():
-    """A transform of one exact layer and eight residual blocks of random weights."""
+    """A transform of one layer and eight residual blocks of random weights."""
     torch.manual_seed(0)
     layers = OrderedDict(first=nn.Conv2d(3, 16, 1)) | {f"block_{i}": ResidualBottleneckBlock(16, 16) for i in range(8)}
     return Transform(OrderedDict(layers)).eval().requires_grad_(False)
 
 
 def test_sums_of_blocks_stay_float32_under_autocast(blocks, monkeypatch):
-    monkeypatch.setattr(Transform, "exact", ("first",))
+    monkeypatch.setattr(Transform, "float32_layers", ("first",))
     seen = []
     for layer in blocks:
         layer.register_forward_hook(lambda _, inputs, out: seen.append((inputs[0].dtype, out.dtype)))
@@ -92,11 +92,11 @@ def test_sums_of_blocks_stay_float32_under_autocast(blocks, monkeypatch):
     assert (out - exact).norm() < 0.5 * (rounded.float() - exact).norm()
 
 
-def test_only_exact_layers_leave_autocast(blocks, monkeypatch):
+def test_only_float32_layers_leave_autocast(blocks, monkeypatch):
     x = torch.rand(1, 3, 12, 12)
     first = nn.Sequential(blocks[0])
     for exact in ((), ("first",)):
-        monkeypatch.setattr(Transform, "exact", exact)
+        monkeypatch.setattr(Transform, "float32_layers", exact)
         with torch.autocast("cpu", torch.bfloat16):
             found = Transform(OrderedDict(first=blocks[0]))(x)
         assert torch.equal(found, first(x)) == bool(exact)

@@ -30,7 +30,7 @@ from models.program import Block, Operation
 from models.registry import MODELS, build, skeleton
 from models.runtime import LoadedModel
 from models.tracing import PARTS, trace, trace_layers
-from models.windows import margins
+from models.windows import Span, margins
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
@@ -168,7 +168,45 @@ def test_sums_are_float32_where_convolutions_are_not(kinds):
     assert block(y).dtype == torch.float32
 
 
-def test_exact_layers_of_a_transform_are_float32_in_its_program():
+@pytest.fixture(scope="module")
+def analysis():
+    """The g_a of a small swift whose residual blocks matter."""
+    torch.manual_seed(0)
+    layers = build("swift", {"C": 32, "D": 48, "M": 16, "N": 8, "blocks_8": 3, "blocks_16": 3, "levels": 2}).g_a.eval()
+    for module in layers.modules():
+        if isinstance(module, ResidualBottleneckBlock):
+            nn.init.normal_(module.conv3.weight, std=0.2)
+    return layers.requires_grad_(False).to(memory_format=torch.channels_last)
+
+
+@pytest.fixture(scope="module")
+def analysis_in_bf16(analysis):
+    """The same, as an encoder runs it in bf16."""
+    tensors = {f"g_a.{name}": tensor for name, tensor in analysis.state_dict().items()}
+    return MixedPrecision(trace_layers(analysis, "g_a"), tensors, CPU, torch.bfloat16)
+
+
+def test_an_encoder_in_bf16_computes_what_training_does(analysis, analysis_in_bf16):
+    x = torch.rand(1, 3, 96, 128, generator=torch.Generator().manual_seed(1)).contiguous(memory_format=torch.channels_last)
+    exact, found = analysis(x), analysis_in_bf16(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        trained = analysis(x)
+    assert 0 < (found - exact).norm() < 0.01 * exact.norm()
+    assert (found - trained).norm() < 0.3 * (found - exact).norm()
+
+
+def test_parts_in_bf16_equal_the_whole(analysis, analysis_in_bf16):
+    x = torch.rand(1, 3, 512, 512, generator=torch.Generator().manual_seed(1))
+    whole = analysis_in_bf16(x)
+    span = Span.around(192, 320, 512, analysis_in_bf16.margin)
+    assert 0 < span.low < span.high < 512
+    part = analysis_in_bf16(x[..., span.low : span.high, span.low : span.high], span, span)
+    whole = whole[..., 12:20, 12:20]
+    assert part.shape == whole.shape
+    assert (part - whole).norm() < 0.3 * (analysis(x)[..., 12:20, 12:20] - whole).norm()
+
+
+def test_float32_layers_of_a_transform_are_float32_in_its_program():
     network = build("swift", {"C": 8, "D": 8, "M": 8, "N": 8, "blocks_8": 1, "blocks_16": 1, "levels": 2})
     exact = {
         part: [step.name for block in blocks if block.float32 for step in block.operations]

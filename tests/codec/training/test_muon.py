@@ -128,17 +128,30 @@ def test_a_run_with_muon_resumes_as_it_was(recipe, data, tmp_path):
         torch.manual_seed(5)
         trainer.train_step()
     assert all(torch.equal(a, b) for a, b in zip(weights(one.model), weights(two.model), strict=True))
-    plain = Trainer(Recipe.load(recipe), data, device="cpu")
-    plain.train_step()
+
+
+def test_blocks_alone_learn_by_muon(recipe, data):
+    states = []
+    for muon in (False, True):
+        trainer = Trainer(Recipe.load(recipe, muon=muon), data, device="cpu")
+        trainer.train_step()
+        states.append(trainer.model.state_dict())
     block, other = "g_a.blocks_8.0.conv3.weight", "g_a.stem.weight"
-    fresh = Trainer(own, data, device="cpu")
-    fresh.train_step()
-    states = [trainer.model.state_dict() for trainer in (plain, fresh)]
     assert not torch.equal(states[0][block], states[1][block])
     assert torch.equal(states[0][other], states[1][other])
 
 
-def test_a_model_without_residual_blocks_is_refused(data, recipe):
-    own = Recipe.load("factorized", muon=True, crop=64, config={"N": 8, "M": 8})
-    with pytest.raises(UsageError, match="muon is on, but factorized has no residual blocks"):
-        Trainer(own, data, device="cpu")
+@pytest.mark.parametrize("muon", [False, True])
+def test_a_state_of_the_other_optimiser_is_refused(recipe, data, tmp_path, muon):
+    """Its momenta would be missing."""
+    Trainer(Recipe.load(recipe, muon=muon), data, device="cpu").save(tmp_path / "a.pt")
+    with pytest.raises(UsageError, match=f"set muon = {str(muon).lower()}, or begin anew"):
+        Trainer(Recipe.load(recipe, muon=not muon), data, device="cpu").load(tmp_path / "a.pt")
+
+
+@pytest.mark.parametrize(
+    "fields", [{"model": "factorized", "config": {"N": 8, "M": 8}}, {"only": "entropy"}, {"only": "biases"}]
+)
+def test_muon_for_nothing_is_refused(recipe, data, fields):
+    with pytest.raises(UsageError, match="muon is on, but no convolutions of residual blocks learn"):
+        Trainer(Recipe.load(recipe, muon=True, **fields), data, device="cpu")

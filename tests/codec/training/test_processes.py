@@ -56,8 +56,8 @@ def run(environment, *command):
 
 @pytest.fixture(scope="module")
 def longer(recipe_text):
-    """Return longer(batch_size): a recipe of twelve steps with the KLT start."""
-    text = recipe_text.replace("klt_start = false", "klt_start = true").replace("steps = 3", "steps = 12")
+    """Return longer(batch_size): a recipe of twelve steps with the KLT start, blocks by Muon."""
+    text = recipe_text.replace("klt_start = false", "klt_start = true").replace("steps = 3", "steps = 12\nmuon = true")
     return lambda batch_size: text.replace("batch_size = 2", f"batch_size = {batch_size}")
 
 

@@ -30,7 +30,7 @@ def test_shipped_recipes_are_those_of_the_models_and_their_variants():
         assert name == model or name.startswith(f"{model}-")
 
 
-@pytest.mark.parametrize("name", ["swift-longer", "swift-ms-ssim"])
+@pytest.mark.parametrize("name", ["swift-longer", "swift-muon", "swift-ms-ssim"])
 def test_recipes_that_go_on_keep_the_model_of_the_release(name):
     recipe, start = Recipe.load(name), Recipe.of_model("swift")
     assert recipe.model == "swift"
