@@ -1,7 +1,6 @@
 """How the operations of a program are computed, in the form that is fastest on the device.
 
-Each takes channels_last tensors (B, C, H, W). What nobody reads any more is overwritten, but by sums and products in float32
-alone. Where a block is in a faster type, convolutions and GDN are, but sums are float32 (``models.layers.Transform`` says why).
+Each takes channels_last tensors (B, C, H, W). What nobody reads any more is overwritten. Where a block is in a faster type, convolutions and GDN are, but sums are float32 (``models.layers.Transform`` says why).
 """
 
 from __future__ import annotations
@@ -109,8 +108,11 @@ def _taking(dtype: torch.dtype, function: Function) -> Function:
     return lambda x: function(x.to(dtype))
 
 
-def _float32_sum(a: Tensor, b: Tensor) -> Tensor:
-    """Return a + b in float32, of tensors that may be of a faster type and may not be overwritten."""
+def _float32_sum(a: Tensor, b: Tensor, *, owned: list[bool]) -> Tensor:
+    """Return a + b in float32, of tensors that may be of a faster type. Overwrites one that is owned and of float32."""
+    for term, other, may in ((a, b, owned[0]), (b, a, owned[1])):
+        if may and term.dtype == torch.float32:
+            return term.add_(other)
     return torch.add(a.float(), b)
 
 
@@ -143,7 +145,7 @@ def function_of(operation: Operation, weights: Weights, owned: list[bool]) -> Fu
     if kind == "sigmoid":
         return torch.sigmoid_ if overwrite else torch.sigmoid
     if kind == "add":
-        return _float32_sum if weights.dtype != torch.float32 else _binary(torch.add, Tensor.add_, owned)
+        return partial(_float32_sum, owned=owned) if weights.dtype != torch.float32 else _binary(torch.add, Tensor.add_, owned)
     assert kind == "mul"
     return torch.mul if weights.dtype != torch.float32 else _binary(torch.mul, Tensor.mul_, owned)
 
@@ -155,10 +157,12 @@ class ReadyBlock:
         self.float32, self.scale = block.float32, block.scale
         uses = [sum(operation.inputs.count(i) for operation in block.operations) for i in range(len(block.operations))]
         last = {i: number for number, operation in enumerate(block.operations) for i in operation.inputs}
+        viewed = {i for operation in block.operations if operation.kind in VIEWS for i in operation.inputs}
         free = [owned]  # whether nobody else has the memory of a value
         self._steps: list[tuple[Function, tuple[int, ...], list[int]]] = []
         for number, operation in enumerate(block.operations):
-            may = [free[i] and uses[i] == 1 for i in operation.inputs]
+            spent = [uses[i] == 1 or (last[i] == number and i not in viewed) for i in operation.inputs]
+            may = [free[i] and done for i, done in zip(operation.inputs, spent, strict=True)]
             dead = [i for i in set(operation.inputs) if last[i] == number]
             self._steps.append((function_of(operation, weights, may), operation.inputs, dead))
             free.append(may[0] if operation.kind in VIEWS else True)

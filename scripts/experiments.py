@@ -62,7 +62,7 @@ def stem_in(float32: bool, model: Any, _: ExitStack) -> None:
 
 def fast_sums(model: Any, stack: ExitStack) -> None:
     """Run g_a in bf16, sums as well (23)."""
-    stack.enter_context(patch.object(operations, "_float32_sum", lambda a, b: torch.add(a.bfloat16(), b.bfloat16())))
+    stack.enter_context(patch.object(operations, "_float32_sum", lambda a, b, owned: torch.add(a.bfloat16(), b.bfloat16())))
     encoder_in(torch.bfloat16, model, stack)
 
 

@@ -160,10 +160,16 @@ def test_sums_are_float32_where_convolutions_are_not(kinds):
     first, second = (getattr(torch, kind) for kind in kinds)
     x, y = torch.full((1, 4, 2, 2), 256.0, dtype=first), torch.full((1, 4, 2, 2), 1.5, dtype=second)
     fast = Weights({}, CPU, torch.bfloat16)
-    total = function_of(Operation("add", (0, 1)), fast, [True, True])(x, y)
+    total = function_of(Operation("add", (0, 1)), fast, [False, False])(x, y)
     assert total.dtype == torch.float32
     assert set(total.flatten().tolist()) == {257.5}
     assert set(x.flatten().tolist()) == {256.0}
+    assert set(y.flatten().tolist()) == {1.5}
+    for owned in ([True, False], [False, True], [True, True]):
+        first, second = x.clone(), y.clone()
+        assert torch.equal(function_of(Operation("add", (0, 1)), fast, owned)(first, second), total)
+        assert owned[0] or torch.equal(first, x)
+        assert owned[1] or torch.equal(second, y)
     block = ReadyBlock(Block((Operation("relu", (0,)), Operation("add", (1, 0)))), fast, owned=True)
     assert block(y).dtype == torch.float32
 
