@@ -1,6 +1,7 @@
 """How the operations of a program are computed, in the form that is fastest on the device.
 
-Each takes channels_last tensors (B, C, H, W). What nobody reads any more is overwritten. Where a block is in a faster type, convolutions and GDN are, but sums are float32 (``models.layers.Transform`` says why).
+Each takes channels_last tensors (B, C, H, W). What nobody reads any more is overwritten. Where a block is in a faster type,
+convolutions and GDN are, but sums are float32 (``models.layers.Transform`` says why).
 """
 
 from __future__ import annotations
