@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,14 +16,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning.fabric import Fabric
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import MultiStepLR, ReduceLROnPlateau
 
 from bitstream.errors import UsageError
 from bitstream.tables import master_from_mass
 from codec.training.data import CropStore, find_images, validation_batches
+from codec.training.devices import launch
 from codec.training.muon import MuonAdam, muon_weights
 from codec.training.parameters import learns, parameter_groups
 from codec.training.recipe import MS_SSIM_CROP, Recipe
@@ -40,24 +38,6 @@ COUNTED_BATCHES = 32  # of pictures whose symbols the rows are counted on
 VALIDATION_SHARE = 64  # one picture in so many is held out when no validation folder is given
 MILESTONES = (40, 90, 140)  # epochs after which "multistep" multiplies the rates by MULTISTEP_FACTOR
 MULTISTEP_FACTOR = 0.5
-
-
-def _launch(device: str, devices: int) -> Fabric:
-    """Return Fabric for this process; torchrun has started the others, or they are started here.
-
-    Raises UsageError if there are not so many devices.
-    """
-    nodes = 1
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        devices = int(os.environ["LOCAL_WORLD_SIZE"])
-        nodes = int(os.environ["WORLD_SIZE"]) // devices
-    strategy = "ddp_find_unused_parameters_true" if devices * nodes > 1 else "auto"  # each model has medians that learn nothing
-    try:
-        fabric = Fabric(accelerator=device, devices=devices, num_nodes=nodes, strategy=strategy, precision="32-true")
-    except MisconfigurationException as error:
-        raise UsageError(f"--devices is {devices}, more than there are: {error}") from error
-    fabric.launch()
-    return fabric
 
 
 def _silent(_: dict[str, Any]) -> None:
@@ -148,7 +128,7 @@ class Trainer:
         self.valid_paths = held_out[:16]
         if not self.train_paths:
             raise UsageError(f"{dataset}: {len(paths)} pictures, all held out for validation: add more or give --valid")
-        self.fabric = _launch(device, devices)  # what is bad was said before, by one process
+        self.fabric = launch(device, devices)  # what is bad was said before, by one process
         self.rng = np.random.default_rng(recipe.seed)
         self.valid_batches = validation_batches(self.valid_paths, recipe.test_batch_size)
         self.store = CropStore(self.train_paths, self.fabric.device)

@@ -157,7 +157,9 @@ def test_symbols_do_not_depend_on_the_transforms_dtype(model, fast, coded):
     x_hat = half.decompress(payloads, level, h, w, fast, crc)
     exact = model.decompress(payloads, level, h, w, fast, crc)
     assert x_hat.dtype == torch.float32
-    assert 0 < (x_hat - exact).abs().mean() < 0.02
+    changed = float((x_hat - exact).abs().mean())
+    assert changed < 0.02
+    assert changed > 0 or model.checkpoint.model == "swift"  # whose tiny blocks are the identity, and all else is float32
 
 
 def test_a_file_of_bf16_transforms_decodes_with_float32_ones(model, engine, tensor):
