@@ -151,7 +151,7 @@ def speed(result: dict[str, Any]) -> str:
     return (
         f"In-process times for {picture['width']}×{picture['height']} pixels, {result['threads']} threads, "
         f"{result['machine']['cpu']}, medians of {result['runs']} runs, beside {result['peer']} in the same run. "
-        "On CPUs with AMX or AVX512-BF16 the convolutions of the encoder run in bf16.\n\n" + table(head, rows)
+        "On CPUs with AMX or AVX512-BF16 most convolutions of the encoder run in bf16.\n\n" + table(head, rows)
     )
 
 

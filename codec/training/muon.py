@@ -51,11 +51,11 @@ class MuonAdam(torch.optim.Adam):
         if closure is not None:
             raise ValueError("MuonAdam takes no closure: compute the gradients before the step")
         alike: dict[tuple[torch.Size, float], list[tuple[nn.Parameter, Tensor]]] = defaultdict(list)
-        rates = {id(weight): float(group["lr"]) for group in self.param_groups for weight in group["params"]}
-        for weight in muon_weights(self.param_groups):
-            if weight.grad is not None:
-                alike[weight.shape, rates[id(weight)]].append((weight, weight.grad))
-                weight.grad = None  # Adam passes it by
+        for group in self.param_groups:
+            for weight in muon_weights([group]):
+                if weight.grad is not None:
+                    alike[weight.shape, group["lr"]].append((weight, weight.grad))
+                    weight.grad = None  # Adam passes it by
         for (_, rate), pairs in alike.items():
             self._muon_step(*zip(*pairs, strict=True), rate=rate)
         super().step()

@@ -38,7 +38,7 @@ class Recipe:
     Muon; crop is a side in pixels, a multiple of 64; batch_size is that of each process.
 
     The schedule ends after ``epochs``, or after ``minutes`` where epochs is 0, and never later than after ``steps``. In its
-    last ``float32_share`` every other step runs in float32: decoders do, and weights that know only bf16 lose up to 1 dB there.
+    last ``float32_share`` every other step runs in float32, as decoders do (docs/training.md, 9 and 23).
 
     ``only`` a part learns: "entropy" is all but g_a, g_s and the gains of y, by the rate alone, at a third of a step's cost;
     "biases" are those of g_a and g_s, and g_s's gains and biases by level. With ``counted_rows`` the rate of y is by CDF rows

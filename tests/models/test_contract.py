@@ -150,16 +150,19 @@ def test_picture_decodes_inside_autocast(model, engine, tensor):
 
 def test_symbols_do_not_depend_on_the_transforms_dtype(model, fast, coded):
     payloads, crc, y_hat, level, h, w = coded
-    half = LoadedModel(model.checkpoint, CPU, dtype=torch.bfloat16)
+    tensors = dict(model.checkpoint.tensors)
+    for name in tensors:  # blocks of a tiny swift are the identity: no type would change them
+        if name.startswith("g_s.blocks_") and name.endswith("conv3.weight"):
+            tensors[name] = torch.full_like(tensors[name], 0.01)
+    checkpoint = dataclasses.replace(model.checkpoint, tensors=tensors)
+    half = LoadedModel(checkpoint, CPU, dtype=torch.bfloat16)
     decoded, decoded_crc = half.decode_latents(payloads, level, h, w, fast)
     assert decoded_crc == crc
     assert torch.equal(decoded, y_hat)
     x_hat = half.decompress(payloads, level, h, w, fast, crc)
-    exact = model.decompress(payloads, level, h, w, fast, crc)
+    exact = LoadedModel(checkpoint, CPU).decompress(payloads, level, h, w, fast, crc)
     assert x_hat.dtype == torch.float32
-    changed = float((x_hat - exact).abs().mean())
-    assert changed < 0.02
-    assert changed > 0 or model.checkpoint.model == "swift"  # whose tiny blocks are the identity, and all else is float32
+    assert 0 < (x_hat - exact).abs().mean() < 0.02
 
 
 def test_a_file_of_bf16_transforms_decodes_with_float32_ones(model, engine, tensor):
