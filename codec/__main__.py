@@ -16,7 +16,7 @@ def run() -> None:
         number = getattr(signal, name, None)
         if number is not None and signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup, or with & in a script
             signal.signal(number, _stop)
-    from codec.cli import main
+    from codec.cli.main import main
 
     main(prog_name="codec")
 

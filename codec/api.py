@@ -32,10 +32,10 @@ from codec.alpha import decode_alpha, pack_tiles
 from codec.arrays import Decoded
 from codec.compressed import DecodedLatents, decode_latents
 from codec.files import check_target, open_bytes, write_atomic
-from codec.fitted import open_picture
-from codec.fitting import PictureFit
 from codec.images import ImageLike, Picture
 from codec.metrics import psnr_db
+from codec.opening import open_picture
+from codec.overfit.fitting import PictureFit
 from codec.targets import Attempt, LevelSearch, Target
 from codec.tiles import CodedTile, TileDecoder, TileEncoder, check_area
 from models.load import Model, load_model

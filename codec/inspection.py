@@ -26,8 +26,8 @@ from bitstream.segments import Distributions, TableRows
 from bitstream.tables import SCALES
 from codec.api import Codec, cached_codec
 from codec.files import read_bytes
-from codec.fitted_bits import Part, PartsOfBits, inspect_fit
 from codec.metrics import bpp
+from codec.overfit.bits import Part, PartsOfBits, inspect_fit
 from models.factorized_entropy import FactorizedEntropy
 from models.layout import Order
 from models.manifest import find_by_id

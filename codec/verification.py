@@ -64,7 +64,7 @@ def _checks(read: Callable[[], bytes], model: str | None, limits: Limits) -> Ite
 
     from codec.alpha import decode_alpha
     from codec.api import cached_codec  # torch is loaded here, for sound files only
-    from codec.fitted import open_picture
+    from codec.opening import open_picture
 
     codec = _try("checkpoint", lambda: cached_codec(name, "cpu"))
     _try("checkpoint", lambda: codec.check(header))

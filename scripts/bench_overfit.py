@@ -34,9 +34,9 @@ from codec.describe import describe
 from codec.evaluation.contenders import ModelContender, PeerContender
 from codec.evaluation.curves import Curve, bd_rate_percent
 from codec.evaluation.peers import peers
-from codec.fitting import ITERATIONS
 from codec.machine import cpu_name
 from codec.metrics import bpp, psnr_db
+from codec.overfit.fitting import ITERATIONS
 from codec.targets import Target
 from models.overfit.networks import Analysis, fresh_gains, fresh_parameters
 from models.overfit.runtime import ANALYSIS, OverfitModel

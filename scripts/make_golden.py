@@ -148,7 +148,7 @@ def overfit_files() -> None:
     if not checkpoint.exists():
         write_tiny_overfit(checkpoint)
     coder = Codec(checkpoint, "cpu")
-    with mock.patch("codec.fitting.ITERATIONS", (40,)):
+    with mock.patch("codec.overfit.fitting.ITERATIONS", (40,)):
         for number, name in enumerate(FEW_SIZES):
             for quality in FEW_QUALITIES:
                 write(coder, f"v1-overfit-{name}-q{quality}", scene(*SIZES[name], number), quality)

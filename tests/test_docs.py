@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 import codec
-from codec.cli import main
+from codec.cli.main import main
 
 ROOT = Path(__file__).parent.parent
 PAGES = {path.name: path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").glob("*.md"))}

@@ -11,7 +11,7 @@ from PIL import Image
 from bitstream.container import Container
 from bitstream.engines.reference import ReferenceEngine
 from codec import Codec, info
-from codec.fitted import open_picture
+from codec.opening import open_picture
 from models.registry import MODELS
 
 FILES = sorted((Path(__file__).parent / "golden").glob("*.lic"))

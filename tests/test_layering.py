@@ -61,8 +61,8 @@ def test_modules_are_short(path):
     "code",
     [
         "import codec",
-        "from codec.cli import main; main(['--help'], standalone_mode=False)",
-        "from codec.cli import main; main(['info', sys.argv[1]], standalone_mode=False)",
+        "from codec.cli.main import main; main(['--help'], standalone_mode=False)",
+        "from codec.cli.main import main; main(['info', sys.argv[1]], standalone_mode=False)",
         "import codec; codec.info(sys.argv[1])",
         "import codec.pillow; from PIL import Image; assert Image.open(sys.argv[1]).size == (1, 1)",
     ],

@@ -25,14 +25,14 @@ def test_python_example_runs(monkeypatch):
 
 
 def test_results_match_the_json():
-    script = runpy.run_path(str(ROOT / "scripts" / "make_results.py"))
+    script = runpy.run_path(str(ROOT / "scripts" / "make_results"))
     result = CliRunner().invoke(script["main"], ["--check"])
     assert result.exit_code == 0, result.output
 
 
 @pytest.mark.parametrize("command", sorted(set(re.findall(r"^codec (\w+)", README, re.MULTILINE))))
 def test_commands_exist(command):
-    from codec.cli import main
+    from codec.cli.main import main
 
     result = CliRunner().invoke(main, [command, "--help"])
     assert result.exit_code == 0

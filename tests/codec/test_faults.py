@@ -31,11 +31,12 @@ ENVIRONMENT = dict(os.environ, PYTHONPATH=str(ROOT), OMP_NUM_THREADS="1")
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="POSIX only")
 
 SERVER = """
-import gc, json, os, signal, sys
+import gc, json, os, signal, sys, types
 for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # a shell's background job ignores some, and so do its children
     signal.signal(getattr(signal, name), signal.default_int_handler if name == "SIGINT" else signal.SIG_DFL)
-import codec.api, codec.cli, codec.files, codec.images
+import codec.api, codec.cli.main, codec.files, codec.images
 from codec.__main__ import run
+codec.files.os = types.SimpleNamespace(**vars(os))  # its own: libraries link and remove files too
 gc.freeze()  # collecting garbage would copy every page
 for line in sys.stdin:
     call = json.loads(line)
@@ -145,9 +146,9 @@ def at(owner, name, number, before=True):
 STAGES = {
     "reading": "at(codec.images, 'load', {0}); at(codec.files, 'open_bytes', {0})",
     "network": "at(codec.api.LoadedModel, 'analyse', {0}); at(codec.api.LoadedModel, 'synthesise', {0})",
-    "temporary file written": "at(os, 'fsync', {0})",
-    "about to take the name": "at(os, 'link', {0}); at(os, 'replace', {0})",
-    "name taken": "at(os, 'link', {0}, False); at(os, 'replace', {0}, False)",
+    "temporary file written": "at(codec.files.os, 'fsync', {0})",
+    "about to take the name": "at(codec.files.os, 'link', {0}); at(codec.files.os, 'replace', {0})",
+    "name taken": "at(codec.files.os, 'link', {0}, False); at(codec.files.os, 'replace', {0}, False)",
 }
 
 
@@ -191,7 +192,7 @@ def test_a_signal_keeps_the_older_file(server, arguments, tmp_path, stage):
 
 def test_a_second_signal_ends_at_once(server, arguments, tmp_path):
     """Here in the removal of the temporary file, which therefore stays, under its own name."""
-    first = AT + "at(os, 'fsync', 2); at(os, 'unlink', 2)"
+    first = AT + "at(codec.files.os, 'fsync', 2); at(codec.files.os, 'unlink', 2)"
     code, _, err = server.run(*arguments("encode", tmp_path / "a.lic"), first=first)
     assert (code, err) == (-2, "codec: interrupted\n")
     assert all(re.fullmatch(r"\.codec-\w+\.partial", name) for name in names(tmp_path))
@@ -406,10 +407,10 @@ def test_a_closed_stderr_keeps_the_exit_code():
 def test_with_closed_streams_the_target_is_still_what_it_should_be(server, arguments, whole, tmp_path, command):
     """Its temporary file would be descriptor 1 or 2, into which libraries print."""
     first = "for number in range(3): os.close(number)\nsys.stdout = sys.stderr = None\n"
-    first += "original = codec.files.write_atomic.__globals__['os'].fsync\n"
+    first += "original = codec.files.os.fsync\n"
     first += "def fsync(number):\n    os.write(1, b'stdout'); os.write(2, b'stderr'); original(number)\n"
     target = tmp_path / f"a{suffix(command)}"
-    code, _, _ = server.run(*arguments(command, target), first=first + "os.fsync = fsync")
+    code, _, _ = server.run(*arguments(command, target), first=first + "codec.files.os.fsync = fsync")
     assert code == 0
     assert target.read_bytes() == whole[command]
 
@@ -419,7 +420,8 @@ def test_with_closed_streams_the_target_is_still_what_it_should_be(server, argum
 
 def test_a_target_that_appears_at_the_last_moment_is_kept(server, arguments, tmp_path):
     target = tmp_path / "a.lic"
-    first = f"fsync = os.fsync\nos.fsync = lambda number: (fsync(number), open({str(target)!r}, 'wb').write(b'mine'))"
+    first = "os = codec.files.os\nfsync = os.fsync\n"
+    first += f"os.fsync = lambda number: (fsync(number), open({str(target)!r}, 'wb').write(b'mine'))"
     result = server.run(*arguments("encode", target), first=first)
     assert result == (2, "", f"codec: {target} exists: give -f (overwrite=True) to replace it\n")
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == {"a.lic": b"mine"}

@@ -18,7 +18,7 @@ from compressai.models import (
 from bitstream.engines import default_engine
 from bitstream.errors import UsageError
 from codec import Codec, importing
-from codec.cli import main
+from codec.cli.main import main
 from codec.importing import import_weights
 from models.importing import LMBDAS, adopt
 from models.runtime import LoadedModel

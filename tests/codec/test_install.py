@@ -11,7 +11,7 @@ from click.testing import CliRunner
 import checkpoints
 from bitstream.errors import CheckpointError, UsageError
 from codec import Codec
-from codec.cli import main
+from codec.cli.main import main
 from codec.install import install_checkpoint
 from models.manifest import is_installed, manifest
 

@@ -18,7 +18,7 @@ from bitstream.errors import CodecError, DesyncError, FormatError, LimitError, U
 from bitstream.grid import Rect
 from bitstream.limits import Limits
 from codec import Codec, images, info, inspect
-from codec.cli import main
+from codec.cli.main import main
 from codec.metrics import psnr_db
 from codec.tiles import TileDecoder
 from codec.workers import workers

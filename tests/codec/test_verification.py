@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 from bitstream.container import Container
 from bitstream.limits import Limits
-from codec.cli import main
+from codec.cli.main import main
 from codec.verification import stages
 from codec.workers import workers
 

@@ -317,7 +317,7 @@ def test_coding_in_a_fresh_process_imports_no_compressai(swift, tmp_path, pictur
     save_checkpoint(path, **facts)
     Image.fromarray(picture(20, 37)).save(tmp_path / "in.png")
     code = (
-        "import sys; from codec.cli import main; main(sys.argv[1:], standalone_mode=False); "
+        "import sys; from codec.cli.main import main; main(sys.argv[1:], standalone_mode=False); "
         f"print(*[name for name in {UNUSED!r} if name in sys.modules], end='')"
     )
     for command in (["encode", "in.png", "a.lic"], ["decode", "a.lic", "out.png"]):

@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from codec.cli import main
+from codec.cli.main import main
 from codec.comparison.match import compare, setting_text
 from codec.evaluation.contenders import ModelContender, PeerContender
 from codec.evaluation.peers import PEERS

@@ -15,7 +15,7 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from codec.cli import main
+from codec.cli.main import main
 
 PEERS = "jpeg,webp,jpeg2000"
 

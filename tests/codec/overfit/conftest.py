@@ -50,7 +50,7 @@ def fitted_codec(overfit_checkpoint):
 
 def _make_quick(monkeypatch, iterations=ITERATIONS):
     """Let descents have few iterations, twice as many with effort 1, and take the first steps for their networks."""
-    monkeypatch.setattr("codec.fitting.ITERATIONS", tuple(iterations * (effort + 1) for effort in range(11)))
+    monkeypatch.setattr("codec.overfit.fitting.ITERATIONS", tuple(iterations * (effort + 1) for effort in range(11)))
 
     def first_steps(self, cost):
         return tuple(FIRST_STEP if size else ABSENT for size in self._sizes)

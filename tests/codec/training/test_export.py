@@ -13,7 +13,7 @@ pytest.importorskip("lightning", reason="training needs the train extra")
 
 from bitstream.errors import UsageError  # noqa: E402
 from codec import Codec, release  # noqa: E402
-from codec.cli import main  # noqa: E402
+from codec.cli.main import main  # noqa: E402
 from codec.training import export  # noqa: E402
 from codec.training.export import export_state  # noqa: E402
 from models import program  # noqa: E402

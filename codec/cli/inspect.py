@@ -1,6 +1,6 @@
-"""The command inspect. ``codec.cli`` registers it and turns its errors into exit codes.
+"""The command inspect. ``codec.cli.main`` registers it and turns its errors into exit codes.
 
-Heavy imports stay inside the command, as in ``codec.cli``.
+Heavy imports stay inside the command, as in ``codec.cli.main``.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from bitstream.errors import UsageError
-from codec.cli_options import PATH, limit_options, limits_of, set_threads
+from codec.cli.options import PATH, limit_options, limits_of, set_threads
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -15,7 +15,8 @@ import torch
 from PIL import Image
 
 from bitstream.errors import UsageError
-from codec import cli_coding, images
+from codec import images
+from codec.cli import coding
 from codec.targets import Target
 from models.overfit.choice import Choice
 from models.overfit.fit import Fit
@@ -59,7 +60,7 @@ def test_an_interrupt_of_the_long_descent_leaves_a_file(fitted_codec, fitted, sm
 
 
 def test_an_interrupted_file_still_meets_its_target(fitted_codec, small, interrupt_at, monkeypatch):
-    monkeypatch.setattr("codec.fitting.PictureFit._try_levels", lambda self, level: 500)  # too much
+    monkeypatch.setattr("codec.overfit.fitting.PictureFit._try_levels", lambda self, level: 500)  # too much
     interrupt_at(5)
     data = kept(fitted_codec, small, Target(size=500))
     assert fitted_codec.fit.interrupted
@@ -91,7 +92,7 @@ def test_an_interrupt_of_a_search_leaves_a_file_where_it_is_to_be_kept(fitted_co
 
 @pytest.mark.parametrize("target", [Target(psnr=20.0), Target(size=900)])
 def test_an_interrupted_descent_is_brought_to_its_target(fitted_codec, small, interrupt_at, monkeypatch, target):
-    monkeypatch.setattr("codec.fitting.PictureFit._start", lambda self: (400, 1))
+    monkeypatch.setattr("codec.overfit.fitting.PictureFit._start", lambda self: (400, 1))
     interrupt_at(7)
     data = kept(fitted_codec, small, target)
     assert fitted_codec.fit.interrupted
@@ -108,7 +109,7 @@ def test_an_interrupt_of_the_choice_for_a_target_leaves_a_file(fitted_codec, sma
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Fit, "retouch", interrupted)
-    monkeypatch.setattr("codec.fitted_steering.NEAR_ENOUGH", -1)
+    monkeypatch.setattr("codec.overfit.steering.NEAR_ENOUGH", -1)
     assert len(kept(fitted_codec, small, Target(size=600))) <= 600
     assert fitted_codec.fit.interrupted
     assert len(called) == 1
@@ -150,16 +151,16 @@ def test_a_descent_goes_on_to_the_same_number_of_iterations(fitted_codec, small,
 
 
 def test_a_descent_for_a_target_goes_on_without_a_search(fitted_codec, small, tmp_path, monkeypatch):
-    monkeypatch.setattr("codec.fitting.PictureFit._try_levels", lambda self, level: 200)
+    monkeypatch.setattr("codec.overfit.fitting.PictureFit._try_levels", lambda self, level: 200)
     data = fitted_codec.encode(small, size=400, resume=tmp_path / "state")
-    monkeypatch.setattr("codec.fitting.PictureFit._try_levels", None)
+    monkeypatch.setattr("codec.overfit.fitting.PictureFit._try_levels", None)
     assert len(fitted_codec.encode(small, size=400, resume=tmp_path / "state")) <= 400
     assert len(data) <= 400
 
 
 def test_a_descent_goes_on_at_the_level_that_it_was_moved_to(fitted_codec, small, tmp_path, monkeypatch, interrupt_at):
-    monkeypatch.setattr("codec.fitting.PictureFit._try_levels", lambda self, level: 512)
-    monkeypatch.setattr("codec.fitting.PictureFit._finest", lambda self, level: 1)
+    monkeypatch.setattr("codec.overfit.fitting.PictureFit._try_levels", lambda self, level: 512)
+    monkeypatch.setattr("codec.overfit.fitting.PictureFit._finest", lambda self, level: 1)
     interrupt_at(8)
     with pytest.raises(KeyboardInterrupt):
         fitted_codec.encode(small, size=500, resume=tmp_path / "state")
@@ -177,9 +178,9 @@ def test_a_descent_goes_on_at_the_level_that_it_was_moved_to(fitted_codec, small
 
 
 def test_a_state_is_saved_on_the_way(fitted_codec, small, tmp_path, monkeypatch):
-    monkeypatch.setattr("codec.fitting.SAVE_SECONDS", -1)
+    monkeypatch.setattr("codec.overfit.fitting.SAVE_SECONDS", -1)
     saved, save = [], Fit.save
-    monkeypatch.setattr("codec.fitting.Fit.save", lambda self, *a: (saved.append(self.iteration), save(self, *a)))
+    monkeypatch.setattr("codec.overfit.fitting.Fit.save", lambda self, *a: (saved.append(self.iteration), save(self, *a)))
     fitted_codec.encode(small[:9, :9], resume=tmp_path / "state")
     jobs = 4  # of the choice, for whose grids a region each
     assert saved == [*range(1, LONG + 1), *[LONG] * jobs, LONG]
@@ -296,15 +297,15 @@ def test_a_signal_interrupts_the_descent_alone(monkeypatch):
 
     before = signal.signal(signal.SIGINT, stop)  # as codec.__main__ does it
     try:
-        with cli_coding._interrupts(True):
+        with coding._interrupts(True):
             with pytest.raises(KeyboardInterrupt):  # which a descent would take
                 signal.raise_signal(signal.SIGINT)
             with pytest.raises(SystemExit):  # the second time
                 signal.raise_signal(signal.SIGINT)
-        with pytest.raises(SystemExit) as ended, cli_coding._interrupts(True):
+        with pytest.raises(SystemExit) as ended, coding._interrupts(True):
             signal.raise_signal(signal.SIGINT)
         assert ended.value.code == 130
-        with pytest.raises(SystemExit), cli_coding._interrupts(False):
+        with pytest.raises(SystemExit), coding._interrupts(False):
             signal.raise_signal(signal.SIGINT)
         assert signal.getsignal(signal.SIGINT) is stop
     finally:
@@ -312,8 +313,8 @@ def test_a_signal_interrupts_the_descent_alone(monkeypatch):
 
 
 def test_a_bar_shows_bits_and_psnr(run, tmp_path, png, monkeypatch):
-    monkeypatch.setattr("codec.fitted_progress.REPORT_SECONDS", 0)
-    monkeypatch.setattr(cli_coding, "is_terminal", lambda _: True)
+    monkeypatch.setattr("codec.overfit.progress.REPORT_SECONDS", 0)
+    monkeypatch.setattr(coding, "is_terminal", lambda _: True)
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("TTY_COMPATIBLE", "1")
     result = run("encode", png, tmp_path / "a.lic", "--model", "overfit")

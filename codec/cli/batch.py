@@ -1,6 +1,6 @@
-"""The command ``codec batch``. ``codec.cli`` registers it and turns its errors into exit codes.
+"""The command ``codec batch``. ``codec.cli.main`` registers it and turns its errors into exit codes.
 
-Heavy imports stay inside, as in ``codec.cli``.
+Heavy imports stay inside, as in ``codec.cli.main``.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from bitstream.errors import UsageError
-from codec.cli_options import DEVICES, limit_options, limits_of, printable
+from codec.cli.options import DEVICES, limit_options, limits_of, printable
 
 if TYPE_CHECKING:
     from codec.batch import Summary

@@ -7,9 +7,9 @@ import pytest
 import codec
 from bitstream.errors import TargetError
 from codec import images
-from codec.fitted_encoder import FittedEncoder
-from codec.fitting import PictureFit
 from codec.metrics import psnr_db
+from codec.overfit.encoder import FittedEncoder
+from codec.overfit.fitting import PictureFit
 from codec.targets import PSNR_TOLERANCE, SIZE_TOLERANCE, Target
 from models.overfit.choice import Choice
 
@@ -76,7 +76,7 @@ def test_what_no_level_meets_is_an_error(fitted_codec, small, options, message):
 
 
 def test_a_picture_that_comes_back_exactly_meets_any_psnr(monkeypatch, fitted_codec, small):
-    monkeypatch.setattr("codec.fitted_encoder.psnr_db", lambda *_: float("inf"))
+    monkeypatch.setattr("codec.overfit.encoder.psnr_db", lambda *_: float("inf"))
     data = fitted_codec.encode(small[:1, :1], psnr=90)
     assert codec.info(data).level == 0
 
@@ -94,7 +94,7 @@ def test_what_is_far_off_is_an_error_before_the_long_descent(monkeypatch, fitted
 
 @pytest.mark.parametrize("options", [{"quality": 30}, {"size": 450}])
 def test_progress_rises_to_one(monkeypatch, fitted_codec, small, options):
-    monkeypatch.setattr("codec.fitted_progress.REPORT_SECONDS", 0)
+    monkeypatch.setattr("codec.overfit.progress.REPORT_SECONDS", 0)
     shares = []
     fitted_codec.encode(small[:40, :40], progress=shares.append, **options)
     assert shares == sorted(shares)
@@ -107,9 +107,9 @@ def test_progress_rises_to_one(monkeypatch, fitted_codec, small, options):
 
 @pytest.mark.parametrize("options", [{"quality": 30}, {"size": 450}])
 def test_progress_goes_on_in_the_choice_of_symbols(monkeypatch, fitted_codec, small, options):
-    monkeypatch.setattr("codec.fitted_progress.REPORT_SECONDS", 0)
+    monkeypatch.setattr("codec.overfit.progress.REPORT_SECONDS", 0)
     monkeypatch.setattr("models.overfit.fit.VISITS_PER_SET", 1)
-    monkeypatch.setattr("codec.fitted_steering.NEAR_ENOUGH", -1)
+    monkeypatch.setattr("codec.overfit.steering.NEAR_ENOUGH", -1)
     shares, inside, run = [], [], Choice.run
 
     def watched(self, sets, report, done=0):

@@ -11,9 +11,9 @@ from bitstream.grid import Rect
 from bitstream.header import Header
 from codec import images
 from codec.alpha import pack_tiles
-from codec.fitted import FittedDecoder
 from codec.images import Picture
 from codec.metrics import psnr_db
+from codec.overfit.decoder import FittedDecoder
 from codec.targets import Attempt, LevelSearch, Target
 from models.overfit.fit import Fit
 from models.overfit.runtime import OverfitModel, empty_grids

@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from codec import Codec, images
-from codec.cli import main
+from codec.cli.main import main
 from codec.metrics import bpp, psnr_db
 
 

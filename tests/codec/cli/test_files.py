@@ -18,11 +18,12 @@ from click.testing import CliRunner
 from PIL import Image
 
 from bitstream.limits import Limits
-from codec import Codec, cli_coding, cli_files, images, info
-from codec.cli import main
+from codec import Codec, images, info
+from codec.cli import coding, files
+from codec.cli.main import main
 from codec.metrics import bpp, psnr_db
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture
@@ -50,7 +51,7 @@ def terminal(monkeypatch):
     """Return terminal(*names): what the command is told to be a terminal, of stdin, stdout, stderr; rich believes it too."""
 
     def pretend(*names):
-        monkeypatch.setattr(cli_files, "is_terminal", lambda stream: any(stream is getattr(sys, name) for name in names))
+        monkeypatch.setattr(files, "is_terminal", lambda stream: any(stream is getattr(sys, name) for name in names))
         monkeypatch.setenv("TTY_COMPATIBLE", "1")
         monkeypatch.setenv("TERM", "xterm-256color")
         monkeypatch.setenv("COLUMNS", "100")
@@ -239,7 +240,7 @@ def test_when_nobody_reads_stderr_any_more_the_rest_is_not_done(run, draw, monke
         raise BrokenPipeError(errno.EPIPE, "Broken pipe")
 
     draw("a.png", "b.png")
-    monkeypatch.setattr(cli_coding, "_print_timings", broken)
+    monkeypatch.setattr(coding, "_print_timings", broken)
     assert run("encode", "a.png", "b.png", "-o", "out", "-v", code=1).stderr == ""
     assert tree() == ["a.png", "b.png", "out/a.lic"]
 
@@ -260,7 +261,7 @@ def test_an_effort_that_the_model_has_not_is_one_usage_error(run, draw, golden):
 
 def test_a_picture_too_large_for_a_pipe_has_a_cure_that_encode_has(run, draw, monkeypatch):
     draw("a.png")
-    monkeypatch.setattr(cli_coding, "Limits", functools.partial(Limits, max_memory=100))
+    monkeypatch.setattr(coding, "Limits", functools.partial(Limits, max_memory=100))
     error = run("encode", "-", "b.lic", stdin=Path("a.png").read_bytes(), code=1).stderr
     cure = "save the picture as a file, and give its name"
     assert error == f"codec: stdin: more than 100 bytes, the most that is read of a pipe: {cure}\n"

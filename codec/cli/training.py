@@ -1,6 +1,6 @@
-"""The commands ``train`` and ``export``: their options. ``codec.cli`` registers them and turns their errors into exit codes.
+"""The commands ``train`` and ``export``: their options. ``codec.cli.main`` registers them and turns errors into exit codes.
 
-Heavy imports stay inside the commands, as in ``codec.cli``.
+Heavy imports stay inside the commands, as in ``codec.cli.main``.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 import click
 
 from bitstream.errors import UsageError
-from codec.cli_options import FILE, FOLDER, PATH, set_threads
+from codec.cli.options import FILE, FOLDER, PATH, set_threads
 from codec.training.recipe import PARTS, SCHEDULES
 
 RECIPE_OPTIONS = (  # of ``Recipe.with_options``

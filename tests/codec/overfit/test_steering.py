@@ -11,7 +11,9 @@ import torch
 
 from bitstream.errors import TargetError
 from codec import images, info
-from codec.fitted_steering import (
+from codec.metrics import psnr_db
+from codec.overfit.fitting import RETOUCHES, PictureFit
+from codec.overfit.steering import (
     BYTES_PER_OCTAVE,
     DB_PER_OCTAVE,
     MOST_OCTAVES,
@@ -23,8 +25,6 @@ from codec.fitted_steering import (
     Retouching,
     Steering,
 )
-from codec.fitting import RETOUCHES, PictureFit
-from codec.metrics import psnr_db
 from codec.targets import SIZE_TOLERANCE, Attempt, Target
 from models.overfit.fit import FREEZING
 from models.overfit.state import State
@@ -239,7 +239,7 @@ def test_the_long_descent_moves_towards_its_target(fitted_codec, small, monkeypa
 def test_a_descent_that_ends_far_off_is_followed_by_one_at_another_level(fitted_codec, small, monkeypatch, watched, tmp_path):
     """The state that is kept is then that of the nearer one: it goes on, and no other is begun."""
     monkeypatch.setattr(PictureFit, "_try_levels", lambda self, level: 512)
-    monkeypatch.setattr("codec.fitting.STEERED", {})
+    monkeypatch.setattr("codec.overfit.fitting.STEERED", {})
     data = fitted_codec.encode(small, psnr=24.0, resume=tmp_path / "state")
     assert psnr_db(small, fitted_codec.decode(data, output="numpy")) >= 24
     assert [second for _, second in watched.begun] == [False, True]
@@ -255,7 +255,7 @@ def test_the_first_descent_is_kept_where_the_second_is_no_better(fitted_codec, s
     """Where it is interrupted; where it ends further off."""
     monkeypatch.setattr(PictureFit, "_start", lambda self: (400, 1))
     monkeypatch.setattr(PictureFit, "_finest", lambda self, level: 1)
-    monkeypatch.setattr("codec.fitting.STEERED", {})
+    monkeypatch.setattr("codec.overfit.fitting.STEERED", {})
     found, retouched = [], PictureFit._retouched
 
     def watched(self, fit):
@@ -286,7 +286,7 @@ def test_a_file_that_is_allowed_is_not_scaled(fitted_codec, small, monkeypatch):
 def test_where_no_file_is_allowed_the_symbols_of_the_descent_are_scaled(fitted_codec, small, monkeypatch, watched):
     """Not those that were chosen last; of the descent that ended nearer."""
     monkeypatch.setattr(Steering, "allows", lambda self, file: False)
-    monkeypatch.setattr("codec.fitting.RETOUCHES", 2)
+    monkeypatch.setattr("codec.overfit.fitting.RETOUCHES", 2)
     ended, descend, searched = [], PictureFit._descend, PictureFit._searched
 
     def descended(self, fit):

@@ -23,10 +23,10 @@ from bitstream.engines import Engine
 from bitstream.errors import TargetError, UsageError, WriteError
 from bitstream.grid import padded
 from codec.files import check_target
-from codec.fitted_encoder import FittedEncoder
-from codec.fitted_progress import FitProgress
-from codec.fitted_steering import OF_SHORT, STEERED, Outlook, Retouching, Steering
 from codec.images import Picture
+from codec.overfit.encoder import FittedEncoder
+from codec.overfit.progress import FitProgress
+from codec.overfit.steering import OF_SHORT, STEERED, Outlook, Retouching, Steering
 from codec.targets import DEFAULT_QUALITY, Attempt, Target
 from models.overfit.fit import Fit
 from models.overfit.runtime import OverfitModel, check_size

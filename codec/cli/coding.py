@@ -1,6 +1,6 @@
-"""The commands encode and decode. ``codec.cli`` registers them and turns their errors into exit codes.
+"""The commands encode and decode. ``codec.cli.main`` registers them and turns their errors into exit codes.
 
-Heavy imports stay inside the commands, as in ``codec.cli``.
+Heavy imports stay inside the commands, as in ``codec.cli.main``.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ import click
 
 from bitstream.errors import ImageError, LimitError, UsageError
 from bitstream.limits import NO_LIMITS, Limits
-from codec.cli_files import FileOptions, Row, file_options, is_terminal, process, read_stdin, size_of, write_target
-from codec.cli_options import CROP, DEVICES, PATH, SCALE, limit_options, limits_of, max_pixels_option, printable, set_threads
+from codec.cli.files import FileOptions, Row, file_options, is_terminal, process, read_stdin, size_of, write_target
+from codec.cli.options import CROP, DEVICES, PATH, SCALE, limit_options, limits_of, max_pixels_option, printable, set_threads
 from codec.pairs import STREAM, SUFFIX, Pair, is_coded, is_picture
 
 _SEVERAL = """A file

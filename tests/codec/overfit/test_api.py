@@ -123,8 +123,8 @@ def test_effort_makes_a_better_picture(fitted_codec, fitted, small):
 )
 def test_the_finest_grid_is_coded_where_it_pays(monkeypatch, fitted_codec, small, may, does, bpp, finest):
     """Of level 1.2: below a level never, from another one always, between them by the bits of a short descent without it."""
-    monkeypatch.setattr("codec.fitting.FINEST_MAY", may)
-    monkeypatch.setattr("codec.fitting.FINEST_DOES", does)
+    monkeypatch.setattr("codec.overfit.fitting.FINEST_MAY", may)
+    monkeypatch.setattr("codec.overfit.fitting.FINEST_DOES", does)
     tried, plain = [], type(fitted_codec.model).fit
 
     def fit(self, x, level, finest):

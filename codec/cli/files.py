@@ -1,6 +1,6 @@
 """What commands that read and write files share: options, stdin and stdout, one file after the other, what is said of each.
 
-Which file becomes which is settled in ``codec.pairs``. Heavy imports stay inside, as in ``codec.cli``.
+Which file becomes which is settled in ``codec.pairs``. Heavy imports stay inside, as in ``codec.cli.main``.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import click
 
 from bitstream.errors import UsageError, WriteError, unexpected
 from bitstream.limits import Limits
-from codec.cli_options import FILE_OR_STREAM, printable, sentence_of
+from codec.cli.options import FILE_OR_STREAM, printable, sentence_of
 from codec.files import check_target, write_atomic
 from codec.pairs import STREAM, Pair, check_pairs, many_pairs, single_pair
 
@@ -91,7 +91,7 @@ def file_options(suffix: str) -> Callable[[Callable[..., None]], Callable[..., N
         def wrapper(*, paths: tuple[str, ...], **given: Any) -> None:
             files = FileOptions(paths, *(given.pop(option.name) for option in fields(FileOptions)[1:]))
             if files.quiet:
-                warnings.simplefilter("ignore")  # until ``codec.cli`` puts it back
+                warnings.simplefilter("ignore")  # until ``codec.cli.main`` puts it back
             function(files=files, **given)
 
         command: Callable[..., None] = wrapper

@@ -1,6 +1,6 @@
-"""The command ``codec compare``. ``codec.cli`` registers it and turns its errors into exit codes.
+"""The command ``codec compare``. ``codec.cli.main`` registers it and turns its errors into exit codes.
 
-Heavy imports stay inside, as in ``codec.cli``.
+Heavy imports stay inside, as in ``codec.cli.main``.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import click
 
 from bitstream.errors import UsageError
-from codec.cli_options import DEVICES, PATH, set_threads
+from codec.cli.options import DEVICES, PATH, set_threads
 
 if TYPE_CHECKING:
     from codec.evaluation.contenders import Contender

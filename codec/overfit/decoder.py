@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch.nn.functional as F
 
-from bitstream.container import TileSource
-from bitstream.engines import Engine
 from bitstream.grid import Rect
 from codec.images import Pixels
-from codec.tiles import TileDecoder, tile_latents, to_pixels
-from models.load import Model
+from codec.tiles import to_pixels
 from models.overfit.runtime import DecodedFit, OverfitModel
-from models.runtime import LoadedModel, check_symbols
 
 
 class FittedDecoder:
@@ -28,22 +23,3 @@ class FittedDecoder:
         """Return the pixels (H, W, 3) of an area, each the mean of scale × scale, fewer at its right and lower edge."""
         x_hat = self._model.synthesise(latents_of(0), self._level)[..., area.top : area.bottom, area.left : area.right]
         return to_pixels(F.avg_pool2d(x_hat.clamp(0, 1), scale, ceil_mode=True) if scale > 1 else x_hat)
-
-
-def open_picture(model: Model, engine: Engine, source: TileSource) -> tuple[TileDecoder | FittedDecoder, Callable[[int], Any]]:
-    """Return what synthesises the picture of a file, and the function that decodes the symbols of a tile for it.
-
-    That raises FormatError or DesyncError.
-    """
-    header = source.header
-    if isinstance(model, LoadedModel):
-        decoder = TileDecoder(model, header.width, header.height, header.tile)
-        return decoder, tile_latents(model, engine, source, decoder.tiles)
-
-    def decode(number: int) -> DecodedFit:
-        tile = source.tile(number)
-        decoded, crc = model.decode(tile.payloads, header.level, header.height, header.width, engine)
-        check_symbols(crc, tile.symbol_crc)
-        return decoded
-
-    return FittedDecoder(model, header.width, header.height, header.level), decode

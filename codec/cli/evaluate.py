@@ -1,6 +1,6 @@
-"""The command ``codec evaluate``. ``codec.cli`` registers it and turns its errors into exit codes.
+"""The command ``codec evaluate``. ``codec.cli.main`` registers it and turns its errors into exit codes.
 
-Heavy imports stay inside, as in ``codec.cli``.
+Heavy imports stay inside, as in ``codec.cli.main``.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from bitstream.errors import UsageError
-from codec.cli_options import DEVICES, FILE, FOLDER
+from codec.cli.options import DEVICES, FILE, FOLDER
 
 if TYPE_CHECKING:
     from codec.evaluation.contenders import Contender

@@ -17,9 +17,9 @@ import click
 
 from bitstream.errors import UsageError
 from bitstream.limits import NO_LIMITS
-from codec import cli_batch, cli_coding, cli_compare, cli_evaluate, cli_inspect, cli_models, cli_training
-from codec.cli_files import read_stdin
-from codec.cli_options import FILE_OR_STREAM, limit_options, limits_of, printable, sentence_of, set_threads
+from codec.cli import batch, coding, compare, evaluate, inspect, models, training
+from codec.cli.files import read_stdin
+from codec.cli.options import FILE_OR_STREAM, limit_options, limits_of, printable, sentence_of, set_threads
 from codec.pairs import STREAM
 
 
@@ -164,16 +164,16 @@ def completion(shell: str) -> None:
     click.echo(script(main, {}, "codec", "_CODEC_COMPLETE").source())
 
 
-main.command(epilog=cli_coding.ENCODE_EPILOG)(_errors_to_exit(cli_coding.encode))
-main.command(epilog=cli_coding.DECODE_EPILOG)(_errors_to_exit(cli_coding.decode))
+main.command(epilog=coding.ENCODE_EPILOG)(_errors_to_exit(coding.encode))
+main.command(epilog=coding.DECODE_EPILOG)(_errors_to_exit(coding.decode))
 for command in (
-    cli_batch.batch,
-    cli_inspect.inspect,
-    cli_models.models,
-    cli_compare.compare,
-    cli_evaluate.evaluate,
-    cli_training.train,
-    cli_training.export,
+    batch.batch,
+    inspect.inspect,
+    models.models,
+    compare.compare,
+    evaluate.evaluate,
+    training.train,
+    training.export,
 ):
     main.command()(_errors_to_exit(command))
-main.command(name="import")(_errors_to_exit(cli_models.import_))
+main.command(name="import")(_errors_to_exit(models.import_))

@@ -1,6 +1,6 @@
-"""The commands about checkpoints: models, import. ``codec.cli`` registers them and turns their errors into exit codes.
+"""The commands about checkpoints: models, import. ``codec.cli.main`` registers them and turns their errors into exit codes.
 
-Heavy imports stay inside the commands, as in ``codec.cli``.
+Heavy imports stay inside the commands, as in ``codec.cli.main``.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from codec.cli_options import FILE, FOLDER, set_threads
+from codec.cli.options import FILE, FOLDER, set_threads
 
 TABLE_WIDTH = 156  # narrower, names would be cut
 
