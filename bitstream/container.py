@@ -122,8 +122,8 @@ class Container:
 
         Raises FormatError (VersionError, LimitError) with what was found and expected.
         """
+        header, offset = unpack_header(data, limits=limits)
         view = memoryview(data)
-        header, offset = unpack_header(view, limits=limits)
         end = len(view) - _CRC.size
         crowd = Crowd()
         metadata, offset = unpack_metadata(view[:end], offset, crowd)
@@ -247,10 +247,10 @@ def open_container(file: BinaryIO, *, limits: Limits | None = None, whole: bool 
     file.seek(0)
     head = memoryview(file.read(_HEAD_BYTES))
     if whole or len(head) < 6 or bytes(head[:4]) != SIGNATURE or head[4] != VERSION:
-        return Container.unpack(bytes(head) + file.read(), limits=limits)  # which says what is wrong
+        return Container.unpack(_read_all(file), limits=limits)  # which says what is wrong
     header, offset = Header.unpack(head)
     if not header.tile:
-        return Container.unpack(bytes(head) + file.read(), limits=limits)
+        return Container.unpack(_read_all(file), limits=limits)
     limits.check_size(header.width, header.height)
     head = _read_to_index(file, head, offset, size, header)
     metadata, offset = unpack_metadata(head, offset, Crowd())
@@ -258,6 +258,11 @@ def open_container(file: BinaryIO, *, limits: Limits | None = None, whole: bool 
     if entries[-1].start + entries[-1].length > size - _CRC.size:
         raise FormatError(f"the tiles end at byte {entries[-1].start + entries[-1].length} of {size}: the file is cut off")
     return _TiledFile(file, header, metadata, entries)
+
+
+def _read_all(file: BinaryIO) -> bytes:
+    file.seek(0)
+    return file.read()
 
 
 def read_head(file: IO[bytes]) -> tuple[Header, Metadata]:

@@ -9,7 +9,7 @@ import struct
 import zlib
 from dataclasses import dataclass
 
-from bitstream.errors import FormatError, VersionError
+from bitstream.errors import FormatError, UsageError, VersionError
 from bitstream.grid import count_tiles
 from bitstream.limits import MAX_SIDE, Limits
 from bitstream.varint import pack_varint, unpack_varint
@@ -101,6 +101,8 @@ class Header:
 
 def unpack_header(data: bytes | memoryview, *, limits: Limits | None = None) -> tuple[Header, int]:
     """Check signature, version, file CRC and limits; return (header, offset of the first chunk)."""
+    if not isinstance(data, bytes | bytearray | memoryview):
+        raise UsageError(f"the file is of type {type(data).__name__}, expected its bytes: of a path take decode_file")
     limits = limits or Limits()
     limits.check_bytes(len(data))
     view = memoryview(data)

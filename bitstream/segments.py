@@ -306,28 +306,38 @@ class _GrowingStream:
 
 
 class _Known:
-    """The CDF rows of the symbols of a piece so far, computed once; the table of steps that share one is kept."""
+    """The CDF rows of the symbols of a piece so far, computed once; of a table that steps share, the rows that are used.
+
+    Engines check each row of a table at every call, so that those which no symbol uses would cost time.
+    """
 
     def __init__(self, first: int, last: int) -> None:
         self._first, self._last = first, last
         self._table: NDArray[np.uint16] | None = None
-        self._rows: Rows = np.empty(0, np.uint8)
+        self._rows: Rows = np.empty(0, np.int64)
+        self._shared: NDArray[np.uint16] | None = None
+        self._places: NDArray[np.int64] = np.empty(0, np.int64)  # of the rows of the shared table in ours, −1: not there
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def append(self, source: Distributions) -> None:
         """Add the symbols of a step."""
+        start = 0 if self._table is None else len(self._table)
         if isinstance(source, TableRows):
-            if self._table is None:
-                self._table = source.table.rows(self._first, self._last)
-            rows = source.rows
+            if self._shared is None:
+                self._shared = source.table.rows(self._first, self._last)
+                self._places = np.full(len(self._shared), -1)
+            used = np.unique(source.rows)
+            new = used[self._places[used] < 0]
+            self._places[new] = start + np.arange(len(new))
+            table, rows = self._shared[new], self._places[source.rows]
         else:
-            table, rows = source.cdf(self._first, self._last)
-            start = 0 if self._table is None else len(self._table)
+            table, within = source.cdf(self._first, self._last)
+            rows = within.astype(np.int64) + start
+        if len(table):
             self._table = table if self._table is None else np.concatenate([self._table, table])
-            rows = rows + start
-        self._rows = np.concatenate([self._rows.astype(rows.dtype), rows])
+        self._rows = np.concatenate([self._rows, rows])
 
     def cdf(self) -> tuple[NDArray[np.uint16], Rows]:
         """Return table and rows of all symbols."""

@@ -16,13 +16,14 @@ import torch.nn.functional as F
 from PIL import Image
 
 from bitstream.container import TileSource
-from bitstream.errors import FormatError
+from bitstream.errors import FormatError, LimitError
 from bitstream.grid import Rect, tile_side, touched
 from codec.images import Pixels
 from codec.workers import workers
 
 STRIP = 1024  # rows that are put together at once: a multiple of all scales
 WEBP_HEAD = 16  # bytes: "RIFF", size, "WEBP", "VP8L"
+WEBP_SIDE = 2**14 - 1  # RFC 9649, 3.4
 _DAMAGE = (OSError, SyntaxError, ValueError, EOFError, RuntimeError)  # what Pillow raises
 
 
@@ -31,6 +32,9 @@ def pack_alpha(alpha: Pixels) -> bytes:
     first = int(alpha[0, 0])
     if (alpha == first).all():
         return bytes([first])
+    if max(alpha.shape) > WEBP_SIDE:
+        h, w = alpha.shape
+        raise LimitError(f"the alpha channel is {w}×{h} in one piece, at most {WEBP_SIDE} a side are stored: use another model")
     buffer = io.BytesIO()
     Image.fromarray(alpha).convert("RGB").save(buffer, "WEBP", lossless=True, method=4, quality=50)
     return buffer.getvalue()

@@ -20,8 +20,9 @@ WHITE_16 = 2**16 - 1
 _DEEP_RAW_MODE = re.compile(r"(L|LA|RGB|RGBA|RGBX|RGBa|CMYK|I);(12|16|32)")
 _GRAY = {"L", "LA", "La", "1"}
 _DIRECT = {"RGB", "L", "1", "P", "YCbCr", "RGBA", "LA", "PA", "RGBX", "RGBa", "La"}
-_PHOTOMETRIC, _EXTRA_SAMPLES = (next(tag for tag, info in TiffTags.TAGS_V2.items() if info.name == name) for name in (
-    "PhotometricInterpretation", "ExtraSamples"))  # fmt: skip
+_PHOTOMETRIC, _EXTRA_SAMPLES, _BITS = (next(tag for tag, info in TiffTags.TAGS_V2.items() if info.name == name) for name in (
+    "PhotometricInterpretation", "ExtraSamples", "BitsPerSample"))  # fmt: skip
+_KEY_SCALES = {"L;2": 85, "L;4": 17}  # of gray, which Pillow brings to 8 bits, but not the value that is transparent
 
 
 class Converted(NamedTuple):
@@ -39,6 +40,8 @@ class Stored:
     deep: bool = False
     white: int = WHITE_16
     inverted: bool = False
+    gray_alpha: bool = False  # gray with alpha of 16 bits, which Pillow makes a colour picture of
+    key_scale: int = 1  # of the value that is transparent
     fourth: int | None = None  # TIFF's ExtraSamples: 0 unspecified, 1 premultiplied alpha, 2 alpha
     head: bytes = b""
 
@@ -51,8 +54,10 @@ class Stored:
         tags: dict[int, Any] = getattr(image, "tag_v2", {})
         return cls(
             deep or (image.format in ("JPEG2000", "AVIF") and is_deep_header(head)),
-            2**12 - 1 if "I;12" in raw_modes else WHITE_16,
+            2**12 - 1 if "I;12" in raw_modes or tags.get(_BITS) == (12,) else WHITE_16,
             tags.get(_PHOTOMETRIC) == 0 and image.mode.startswith("I;16"),  # min is white: Pillow turns 8 bits round, not 16
+            any(mode.startswith("LA;16") for mode in raw_modes) and image.mode == "RGBA",
+            next((_KEY_SCALES[mode] for mode in raw_modes if mode in _KEY_SCALES), 1),
             next(iter(tags.get(_EXTRA_SAMPLES, ())), None),
             head,
         )
@@ -95,6 +100,10 @@ def convert(image: Image.Image, stored: Stored) -> Converted:
         if isinstance(key := image.info.get("transparency"), tuple):  # Pillow has cut the pixels, not the transparent colour
             image.info["transparency"] = tuple(value >> 8 for value in key)
             losses.append("colours are transparent that have the upper 8 bits of the transparent one")
+    if stored.key_scale > 1 and isinstance(key := image.info.get("transparency"), int):
+        image.info["transparency"] = key * stored.key_scale
+    if stored.gray_alpha:
+        image = image.convert("LA")
     if image.mode in ("RGBa", "La") or stored.fourth == 1:
         losses.append("colours that are multiplied by alpha are divided by it")
     elif stored.fourth == 0 and "A" not in image.mode:

@@ -11,7 +11,8 @@ import struct
 import threading
 import warnings
 import zlib
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
@@ -44,10 +45,10 @@ _LOSSLESS = {"PNG", "WEBP", "TIFF", "BMP", "DIB", "PPM", "TGA", "PCX", "SGI", "J
 _ALPHA = {"PNG", "WEBP", "TIFF", "AVIF", "JPEG2000", "TGA"}  # formats that give it back
 _RESIZING = {"ICO", "ICNS"}  # icons: Pillow shrinks the picture
 _ROWS = 1024  # of a picture, converted at once
-_PILLOW = threading.Lock()  # its limit is one for all threads
 # What Pillow and its plugins raise for damage. SyntaxError: their own word for a bad header.
 _DAMAGE = (
     OSError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, EOFError, RuntimeError, struct.error, zlib.error,
+    Image.DecompressionBombError,
 )  # fmt: skip
 _TURNS = {  # EXIF orientation → what makes the picture upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -98,12 +99,14 @@ def load(
     try:
         if isinstance(source, Image.Image):
             limits.check_size(*source.size)
-            picture, losses = _from_pil(source, _head_of(source), strip)
+            with _pillows_limit.at(limits.max_pixels):
+                picture, losses = _from_pil(source, _head_of(source), strip, _further_pictures_of_callers(source))
         else:
             file = open(source, "rb") if isinstance(source, str | PathLike) else _as_file(source)
             with file if named else nullcontext(file), _open(file) as image:
                 limits.check_size(*image.size)  # before the pixels are read
-                picture, losses = _from_pil(image, _head(file), strip)
+                with _pillows_limit.at(limits.max_pixels):  # a part of an icon may be larger than it says
+                    picture, losses = _from_pil(image, _head(file), strip, _further_pictures(image))
     except UnidentifiedImageError as error:
         raise ImageError(f"{name}: not a picture that Pillow can read: give a PNG, JPEG, WebP, TIFF or BMP file") from error
     except _Refused as error:
@@ -135,17 +138,42 @@ def _as_file(source: Any) -> BinaryIO:
     return source if source.seekable() else io.BytesIO(source.read())
 
 
-def _open(file: BinaryIO) -> Image.Image:
-    """Open a picture of any size: ours is the limit that counts, and Pillow's has no option.
+class _PillowsLimit:
+    """Pillow's limit of pixels, which is one for the whole process: while any thread is inside, the largest that one asks for.
 
-    Pillow's limit is off for the whole process during the call, so also for a caller's own ``Image.open`` in another thread.
+    So it is also another for a caller's own ``Image.open`` in another thread.
     """
-    with _PILLOW:
-        before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+
+    def __init__(self) -> None:
+        self._lock, self._asked, self._before = threading.Lock(), list[int | None](), Image.MAX_IMAGE_PIXELS
+
+    @contextmanager
+    def at(self, pixels: int | None) -> Iterator[None]:
+        """Set it, to None for none at all."""
+        with self._lock:
+            if not self._asked:
+                self._before = Image.MAX_IMAGE_PIXELS
+            self._asked.append(pixels)
+            self._set()
         try:
-            return Image.open(file)
+            yield
         finally:
-            Image.MAX_IMAGE_PIXELS = before
+            with self._lock:
+                self._asked.remove(pixels)
+                self._set()
+
+    def _set(self) -> None:
+        numbers = [pixels for pixels in self._asked if pixels is not None]
+        Image.MAX_IMAGE_PIXELS = self._before if not self._asked else max(numbers) if len(numbers) == len(self._asked) else None
+
+
+_pillows_limit = _PillowsLimit()
+
+
+def _open(file: BinaryIO) -> Image.Image:
+    """Open a picture of any size: whether it is too large is said by our limit."""
+    with _pillows_limit.at(None):
+        return Image.open(file)
 
 
 def _from_array(array: NDArray[np.generic]) -> Picture:
@@ -162,12 +190,12 @@ def _from_array(array: NDArray[np.generic]) -> Picture:
     return Picture(np.ascontiguousarray(pixels, dtype=np.uint8), gray, alpha)
 
 
-def _from_pil(image: Image.Image, head: bytes, strip: bool) -> tuple[Picture, list[str]]:
-    """Return the picture, and what is lost. Raises _Refused, or what Pillow raises."""
+def _from_pil(image: Image.Image, head: bytes, strip: bool, further: list[str]) -> tuple[Picture, list[str]]:
+    """Return the picture, and what is lost, after the ``further`` pictures. Raises _Refused, or what Pillow raises."""
     if problem := conversion.refusal(image):
         raise _Refused(problem)
     lies = conversion.Stored.of(image, head)
-    losses = _further_pictures(image)
+    losses = list(further)
     orientation = _orientation(image)  # reads to the end of a PNG, where more metadata may be
     stored, unread = metadata.read(image)
     if orientation is None:
@@ -205,14 +233,37 @@ def _arrays(image: Image.Image) -> tuple[Pixels, Pixels | None]:
     return pixels, alpha
 
 
-def _further_pictures(image: Image.Image) -> list[str]:
-    """Return what is lost of a file of several pictures."""
+def _further_pictures(image: Image.Image, number: int | None = None) -> list[str]:
+    """Return what is lost of a file of several pictures, of which that of a number is stored (default: where it stands)."""
     count = getattr(image, "n_frames", 1)
     if image.format == "MPO" and count > 1:
         return ["further pictures of a multi-picture file are not stored"]
     if getattr(image, "is_animated", False):
-        return [f"of an animation (or pages) of {count} frames number {image.tell() + 1} is stored"]
+        number = image.tell() if number is None else number
+        return [f"of an animation (or pages) of {count} frames number {number + 1} is stored"]
     return []
+
+
+def _further_pictures_of_callers(image: Image.Image) -> list[str]:
+    """Return what ``_further_pictures`` does, of a picture that may be loaded and drawn on. Nothing if its file is closed.
+
+    To count the frames of some formats reads the picture anew, so another one is opened for that.
+    """
+    if image.format not in ("GIF", "TIFF"):
+        return _further_pictures(image)
+    file: Any = getattr(image, "fp", None) or getattr(image, "_fp", None)  # the latter once it is loaded
+    try:
+        place = file.tell() if file is not None and file.seekable() else None
+    except (ValueError, OSError):  # it is closed
+        return []
+    if place is None:
+        return []
+    try:
+        file.seek(0)
+        with Image.open(file) as other:
+            return _further_pictures(other, image.tell())
+    finally:
+        file.seek(place)
 
 
 def _orientation(image: Image.Image) -> int | None:

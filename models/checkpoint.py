@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,7 +82,7 @@ def load_checkpoint(name_or_path: str | Path) -> Checkpoint:
 def _expected_beside(path: Path) -> str | None:
     """Return the SHA-256 that a manifest in the checkpoint's own folder states for it, None if none does."""
     beside = path.with_name("manifest.toml")
-    rows = read_manifest(beside) if beside.exists() else {}
+    rows = read_manifest(beside) if os.path.exists(beside) else {}  # false where the folder cannot be searched
     return next((row["sha256"] for row in rows.values() if row.get("file") == path.name), None)
 
 

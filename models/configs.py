@@ -171,9 +171,14 @@ class ContextConfig(RateConfig):
 
 @dataclass(frozen=True)
 class CheckerboardConfig(ContextConfig):
-    """Those of ``ContextConfig``, for ``checkerboard``."""
+    """Those of ``ContextConfig``, for ``checkerboard``, whose steps are too long for rows of their own at each position."""
 
     refinable: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.plain_rounding:
+            raise UsageError("model checkerboard: plain_rounding is true, which only joint has: leave it away")
 
     def layout(self) -> EntropyLayout:
         """See ``RateConfig.layout``."""

@@ -40,6 +40,7 @@ MEAN_BITS = 10  # the mean output of the parameter network is in 1/1024 of the c
 CONTEXT_BITS = 4  # the context sees y_hat in 1/16 of the channel's constant
 MEAN_LIMIT = 2**20
 PREDICTION_LIMIT = 2**22  # of any output of the last layer: later products have room for it
+WIDTH_MAX = 2**14  # outputs of a layer: bounds the memory of a block of positions
 BAND_EDGES = (6, 16, 28, 40)  # of what is coded in one step
 WAVE_EDGES = (16, 40)  # of segments of wavefronts: fewer, since each costs bytes
 
@@ -115,6 +116,11 @@ class IntegerEntropy(GainTable):
         expected: list[tuple[str, int, int]] = []  # name, inputs, magnitude of the inputs
         for i, factor in enumerate(layout.hyper, 1):
             expected.append((f"hyper_{i}", len(TAPS_3X3) * width, reach))
+            outputs = self.layers[f"hyper_{i}"].weight.shape[1]
+            if outputs % factor**2:
+                raise CheckpointError(
+                    f"checkpoint: hyper_{i} gives {outputs} numbers, expected a multiple of {factor**2}: damaged"
+                )
             width, reach = self.layers[f"hyper_{i}"].weight.shape[1] // factor**2, layout.act_max
         if layout.context:
             expected.append(("context", len(layout.taps) * m, SIGNED_MAX))
@@ -128,6 +134,10 @@ class IntegerEntropy(GainTable):
                 raise CheckpointError(
                     f"checkpoint: {name} takes {len(layer.weight)} inputs within ±{layer.act_max}, expected {inputs} "
                     f"within ±{magnitude}: damaged, export it again"
+                )
+            if layer.weight.shape[1] > WIDTH_MAX:
+                raise CheckpointError(
+                    f"checkpoint: {name} gives {layer.weight.shape[1]} numbers, at most {WIDTH_MAX}: too wide"
                 )
             low = -SIGNED_MAX if layout.act_max == SIGNED_MAX else 0
             if not last and (int(layer.lo.min()) < low or int(layer.hi.max()) > layout.act_max):
@@ -251,7 +261,9 @@ class IntegerEntropy(GainTable):
         index = torch.arange(self.log2_gain.shape[1], device="cpu")
         other = ODD if own == EVEN else EVEN
         seen = [index[own if (dy + dx) % 2 else other] + tap * len(index) for tap, (dy, dx) in enumerate(self.layout.taps)]
-        given = torch.cat([part[own] for part in torch.arange(len(index) * self.layout.outputs).split(len(index))])
+        given = torch.cat(
+            [part[own] for part in torch.arange(len(index) * self.layout.outputs, device="cpu").split(len(index))]
+        )
         last = f"parameters_{self.layout.parameters}"
         return self.layers | {
             "context": self.layers["context"].part(inputs=torch.cat(seen)), last: self.layers[last].part(outputs=given)

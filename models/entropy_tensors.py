@@ -72,9 +72,9 @@ def _integers(part: dict[str, Tensor], name: str, limit: int = 2**62) -> Tensor:
 
 def _load_layer(part: dict[str, Tensor], name: str, *, levelled: bool) -> IntegerLayer:
     bias, multiplier, lo, hi = (_integers(part, f"{name}.{key}") for key in ("bias", "multiplier", "lo", "hi"))
-    slope = int(part[f"{name}.slope"][0]) if f"{name}.slope" in part else SLOPE_ONE
+    slope = int(_integers(part, f"{name}.slope")[0]) if f"{name}.slope" in part else SLOPE_ONE
     level_bias = _integers(part, f"{name}.level_bias", BIAS_LIMIT) if levelled else None
-    act_max = int(part[f"{name}.act_max"][0])
+    act_max = int(_integers(part, f"{name}.act_max")[0])
     return IntegerLayer(part[f"{name}.weight"], bias, multiplier, lo, hi, act_max, slope, level_bias)
 
 
@@ -101,7 +101,7 @@ def load_entropy(tensors: dict[str, Tensor], layout: EntropyLayout) -> EntropyMo
             log2_act_z=int(_integers(part, "log2_act_z", LOG2_LIMIT)[0]),
             z_offset=_integers(part, "z_offset", OFFSET_LIMIT)
             if "z_offset" in part
-            else torch.zeros(gain_z.shape[1:], dtype=torch.long),
+            else torch.zeros(gain_z.shape[1:], dtype=torch.long, device="cpu"),
             z_table=MasterTable(-Z_MAX, _integers(part, "z_cumulative").numpy()),
             layers={name: _load_layer(part, name, levelled=layout.has_level_bias(name)) for name in layer_names(layout)},
             rdo_strength=layout.dead_zone_strength,

@@ -100,10 +100,11 @@ class IntegerLayer:
     parts: list[slice] = field(init=False)
 
     def __post_init__(self) -> None:
-        if self.weight.dtype != torch.int8 or self.act_max not in (ACT_MAX, SIGNED_MAX) or len(self.weight) >= 2**16:
+        fits = self.weight.dtype == torch.int8 and self.weight.dim() == 2 and len(self.weight) < 2**16
+        if not fits or self.act_max not in (ACT_MAX, SIGNED_MAX):
             raise CheckpointError(
                 f"integer layer: {self.weight.dtype} weights {tuple(self.weight.shape)}, activations up to {self.act_max}; "
-                f"expected int8, below 2^16 inputs, {ACT_MAX} or {SIGNED_MAX}: the checkpoint is damaged, export it again"
+                f"expected an int8 matrix, below 2^16 inputs, {ACT_MAX} or {SIGNED_MAX}: damaged, export it again"
             )
         if any(v.shape != self.weight.shape[1:] for v in (self.bias, self.multiplier, self.lo, self.hi)):
             raise CheckpointError("integer layer: vectors do not have one entry for each output: export it again")

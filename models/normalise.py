@@ -17,6 +17,7 @@ from models.layers import level_table, weight_and_bias
 from models.network import Network
 
 CONTEXT_REACH = SIGNED_MAX / 2**CONTEXT_BITS  # constants that a context sees
+USUAL = 0.9  # of the batches: what only a rare one reaches is clamped, or all others would be coarse (docs/training.md, 27)
 UNITS = 256  # of an octave: what a checkpoint stores
 
 
@@ -29,7 +30,7 @@ def choose_constants(network: Network, batches: Iterable[Tensor]) -> None:
     layout = network.layout()
     if not layout.hyper:
         return
-    peaks = torch.stack([network.g_a(x).abs().transpose(0, 1).flatten(1).quantile(0.9999, dim=1) for x in batches]).amax(0)
+    peaks = usual_peaks([peaks_of(network.g_a(x)) for x in batches])
     if network.log2_gain_context is not None:
         peaks *= network.log2_gain_context.amax(0).exp2()
     log2_std = ((peaks / CONTEXT_REACH).clamp(min=2.0**-6, max=2.0**8).log2() * UNITS).ceil() / UNITS
@@ -54,6 +55,16 @@ def choose_constants(network: Network, batches: Iterable[Tensor]) -> None:
         bias[part].mul_((-growth).exp2())
         if (table := level_table(last)) is not None:
             table[:, part].mul_((-growth).exp2())
+
+
+def peaks_of(x: Tensor) -> Tensor:
+    """Return the largest magnitudes of a batch (B, C, H, W) by channel (C,), but for one in 10 000."""
+    return x.abs().transpose(0, 1).flatten(1).quantile(0.9999, dim=1)
+
+
+def usual_peaks(peaks: list[Tensor]) -> Tensor:
+    """Return what ``USUAL`` of the batches stay within, by channel, of the peaks of each batch: of less than ten, all."""
+    return torch.stack(peaks).quantile(USUAL, dim=0, interpolation="higher")
 
 
 def _scale_inputs(layer: nn.Module, factor: Tensor) -> None:

@@ -155,7 +155,7 @@ def _operation(data: Any, number: int, where: str) -> Operation:
 def _is_valid(field: str, value: Any) -> bool:
     """Return whether a value is of the type and in the range of a field."""
     if field == "name":
-        return isinstance(value, str)
+        return isinstance(value, str) and value != ""
     if field == "inverse":
         return isinstance(value, bool)
     if field == "slope":

@@ -7,6 +7,7 @@ data in the checkpoint: coding does not depend on how it was chosen.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 
 import numpy as np
@@ -24,6 +25,7 @@ from models.latents import Z_MAX
 from models.layers import Float32, level_table, weight_and_bias
 from models.layout import EntropyLayout, Taps
 from models.network import Network
+from models.normalise import peaks_of, usual_peaks
 
 WEIGHT_BITS = 8
 LOG2_SCALE_LIMIT = 4096
@@ -39,13 +41,12 @@ def _activation(layout: EntropyLayout, name: str) -> str:
 
 @torch.inference_mode()
 def calibrate(model: Network, batches: Iterable[Tensor]) -> dict[str, Tensor]:
-    """Return the largest activation per channel behind each entropy layer, and of z_hat, over (B, 3, H, W) crops."""
-    layout, peaks = model.layout(), dict[str, Tensor]()
+    """Return the usual peaks per channel behind each entropy layer, and the largest z_hat, over crops (B, 3, H, W)."""
+    layout, peaks = model.layout(), defaultdict[str, list[Tensor]](list)
 
     def note(name: str, x: Tensor) -> None:
         shape = {"relu": torch.relu, "leaky": F.leaky_relu, "none": lambda t: t}[_activation(layout, name)]
-        peak = shape(x).abs().transpose(0, 1).flatten(1).quantile(0.9999, dim=1)
-        peaks[name] = torch.maximum(peaks[name], peak) if name in peaks else peak
+        peaks[name].append(peaks_of(shape(x)))
 
     hooks = [
         layer.register_forward_hook(lambda _, __, out, name=name: note(name, out))
@@ -59,7 +60,7 @@ def calibrate(model: Network, batches: Iterable[Tensor]) -> dict[str, Tensor]:
     finally:
         for hook in hooks:
             hook.remove()
-    return peaks
+    return {name: torch.stack(each).amax(0) if name == "z" else usual_peaks(each) for name, each in peaks.items()}
 
 
 def matrix_of(layer: nn.Module, taps: Taps) -> tuple[Tensor, Tensor]:

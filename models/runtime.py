@@ -102,12 +102,15 @@ class LoadedModel:
             )
         self.checkpoint, self.device = checkpoint, device
         self.entropy = load_entropy(checkpoint.tensors, layout)
-        wanted = (self.config.levels, self.config.M)
-        if self.entropy.log2_gain.shape != wanted:
-            raise CheckpointError(
-                f"checkpoint {checkpoint.name}: gains are {tuple(self.entropy.log2_gain.shape)}, expected {wanted}: "
-                "damaged, export it again"
-            )
+        gains = {"y": (self.entropy.log2_gain, self.config.M)}
+        if isinstance(self.entropy, IntegerEntropy):
+            gains["z"] = (self.entropy.log2_gain_z, self.config.N)
+        for of, (gain, channels) in gains.items():
+            if gain.shape != (self.config.levels, channels):
+                raise CheckpointError(
+                    f"checkpoint {checkpoint.name}: gains of {of} are {tuple(gain.shape)}, expected "
+                    f"{(self.config.levels, channels)}: damaged, export it again"
+                )
         exact = not any(t.dtype == torch.float16 for name, t in checkpoint.tensors.items() if name.startswith(FLOAT_PARTS))
         self._fast = self.config.bf16_channels_last and not exact and device.type == "cpu" and fast_bf16()
         if encode_dtype is None:

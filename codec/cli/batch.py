@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from bitstream.errors import UsageError
+from codec.cli.files import is_terminal
 from codec.cli.options import DEVICES, limit_options, limits_of, printable
 
 if TYPE_CHECKING:
@@ -129,7 +130,7 @@ def _bar() -> Iterator[Callable[[int, int, dict[str, Any] | None], None]]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn("saved {task.fields[saved]}"), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not is_terminal(sys.stderr)) as bar:
         task = bar.add_task("pictures", total=None, saved=_bytes(0))
         saved = 0
 

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 import click
 
 from bitstream.errors import UsageError
-from codec.cli.options import DEVICES, PATH, set_threads
+from codec.cli.files import is_terminal
+from codec.cli.options import DEVICES, PATH, printable, set_threads
 
 if TYPE_CHECKING:
     from codec.evaluation.contenders import Contender
@@ -72,7 +73,7 @@ def compare(
         for codec in compared.codecs:
             off = 100 * (codec.n_bytes / compared.asked_bytes - 1)
             click.echo(f"{compared.name}: {codec.name} {codec.n_bytes} bytes ({off:+.1f} %), PSNR {codec.psnr_db:.2f} dB")
-    click.echo(f"{out}: open it in a browser")
+    click.echo(f"{printable(str(out))}: open it in a browser")
 
 
 def _goal(bpp: float | None, size: str | None, quality: float | None) -> Target:
@@ -116,6 +117,6 @@ def _bar(total: int) -> Iterator[Callable[[str], None]]:
     from rich.console import Console
     from rich.progress import Progress
 
-    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
+    with Progress(console=Console(stderr=True), transient=True, disable=not is_terminal(sys.stderr)) as bar:
         task = bar.add_task("compare", total=total, completed=-1)
         yield lambda name: bar.update(task, advance=1, description=name)

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from bitstream.errors import UsageError
-from codec.cli.options import DEVICES, FILE, FOLDER
+from codec.cli.files import is_terminal
+from codec.cli.options import DEVICES, FILE, FOLDER, printable
 
 if TYPE_CHECKING:
     from codec.evaluation.contenders import Contender
@@ -76,10 +77,10 @@ def evaluate(
     summary = report.summarise(store.rows.values(), {(s.name, s.crc) for s in sources}, identities, quoted)
     _print(summary)
     for line in skipped:
-        click.echo(f"codec: left out: {line}", err=True)
+        click.echo(f"codec: left out: {printable(line)}", err=True)
     if out is not None:
         report.write(out, summary, quoted, [c.name for c in contenders if isinstance(c, ModelContender)])
-        click.echo(f"{len(store.rows)} rows, tables and plots are in {out}")
+        click.echo(f"{len(store.rows)} rows, tables and plots are in {printable(str(out))}")
     if skipped:
         sys.exit(1)
 
@@ -134,7 +135,7 @@ def _run(points: Sequence[Point], store: RowStore, metrics: Sequence[str], jobs:
     from codec.evaluation.run import run
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not is_terminal(sys.stderr)) as bar:
         task = bar.add_task("rows", total=len(points))
         return run(points, store, metrics, jobs, threads, lambda: bar.advance(task))
 
@@ -145,7 +146,7 @@ def _print(summary: Mapping[str, Any]) -> None:
 
     from codec.evaluation.report import COLUMNS, NAMES, cells, columns_of
 
-    console = Console(width=None if sys.stdout.isatty() else 120)
+    console = Console(width=None if is_terminal(sys.stdout) else 120)
     for name, facts in summary["codecs"].items():
         columns = columns_of(facts["points"])
         lines = [cells(point, columns) for point in facts["points"]]

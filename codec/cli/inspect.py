@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from bitstream.errors import UsageError
-from codec.cli.options import PATH, limit_options, limits_of, set_threads
+from codec.cli.options import PATH, limit_options, limits_of, printable, set_threads
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -77,7 +77,7 @@ def _print(source: Path, found: Inspection, channels: int) -> None:
     header, facts, cost = found.header, found.facts(channels), found.cost
     console = Console(width=max(Console().width, TABLE_WIDTH))
     click.echo(
-        f"{source}: {header.width}×{header.height} pixels, {found.model}, quality {facts['quality']:g}, "
+        f"{printable(str(source))}: {header.width}×{header.height} pixels, {found.model}, quality {facts['quality']:g}, "
         f"{facts['bytes']} bytes, {facts['bpp']:.4f} bpp"
     )
     console.print(_parts_table(found))

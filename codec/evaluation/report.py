@@ -9,7 +9,7 @@ from typing import Any
 
 from codec.evaluation.curves import Curve, averages, bd_matrix
 from codec.evaluation.plots import SUFFIXES, draw
-from codec.evaluation.rows import MEASURES, Row
+from codec.evaluation.rows import MEASURES, Row, json_text
 from codec.files import write_atomic
 
 CONDITIONS = ("threads", "jobs", "device", "machine", "versions")  # "mixed" in a summary of rows that differ in one
@@ -101,7 +101,7 @@ def markdown(summary: Mapping[str, Any]) -> str:
 def write(out: Path, summary: Mapping[str, Any], quoted: Mapping[str, Curve], models: Iterable[str]) -> list[Path]:
     """Write summary.json, report.md and the plots into a folder; return their paths."""
     written = [out / "summary.json", out / "report.md"]
-    write_atomic(written[0], (json.dumps(summary, indent=1, ensure_ascii=False) + "\n").encode(), overwrite=True)
+    write_atomic(written[0], (json_text(summary, indent=1) + "\n").encode(), overwrite=True)
     write_atomic(written[1], markdown(summary).encode(), overwrite=True)
     curves = {name: facts["points"] for name, facts in summary["codecs"].items()}
     for name, measure in MEASURES.items():

@@ -22,7 +22,7 @@ from typing import Any, TextIO
 import PIL
 import torch
 
-from bitstream.errors import ImageError, UsageError
+from bitstream.errors import ImageError, LimitError, UsageError
 from codec import __version__, images
 from codec.evaluation.contenders import Contender
 from codec.files import lock_folder, read_bytes, write_atomic
@@ -65,6 +65,9 @@ def find_sources(folder: Path, skipped: Callable[[str], None], out: Path | None 
             pixels = images.load(path).pixels
         except ImageError as error:
             skipped(str(error))
+        except LimitError as error:
+            found = str(error).rpartition(":")[0]  # without the cure, which is another command's
+            skipped(f"{path}: {found}: cut it, or leave it away")
         else:
             sources.append(Source(path, path.relative_to(folder).as_posix(), f"{zlib.crc32(pixels.tobytes()):08x}"))
     if not sources:
@@ -213,4 +216,10 @@ def _no_constant(name: str) -> None:
 
 
 def _line(row: Row) -> str:
-    return json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
+    return json_text(row, allow_nan=False) + "\n"
+
+
+def json_text(value: Any, **options: Any) -> str:
+    """Return JSON that UTF-8 can hold: in ASCII where the name of a file has bytes that are no UTF-8."""
+    text = json.dumps(value, ensure_ascii=False, **options)
+    return json.dumps(value, **options) if any("\ud800" <= c <= "\udfff" for c in text) else text

@@ -71,8 +71,10 @@ class PictureFit:
         self._x = torch.from_numpy(self.picture.pixels).permute(2, 0, 1)
         self._windows = len(windows_of(padded(h), padded(w)))
         self.iterations = math.ceil(ITERATIONS[self.effort] * max(1, self._windows / WINDOWS))
-        other_bytes = 0 if self.target.is_quality else self._encoder.other_bytes
-        self._steering = Steering(self.target, h * w, other_bytes, self.model.max_level, self.model.config.octaves)
+        other_bytes = self._encoder.other_bytes  # here, so that alpha which cannot be stored is told before the descents
+        self._steering = Steering(
+            self.target, h * w, 0 if self.target.is_quality else other_bytes, self.model.max_level, self.model.config.octaves
+        )
         self._short_iterations = TRIAL_VISITS * self._windows
         short, retouches = (1, 0) if self.target.is_quality else (1 + TRIALS, RETOUCHES)
         self._progress = FitProgress(self.progress, short * self._short_iterations, self.iterations, self._windows, retouches)

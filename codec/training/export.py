@@ -50,7 +50,7 @@ def export_state(
     facts = {
         "steps": state["step"],
         "minutes": round(state["minutes"], 1),
-        "data": f"{state['pictures']} photographs, crops of {recipe.crop}",
+        "data": f"{state['pictures']} pictures, crops of {recipe.crop}",
         **({"start": state["start"]} if state.get("start") else {}),
         "tune": model.cfg.tune,
         "recipe": state["recipe"],

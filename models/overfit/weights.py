@@ -85,8 +85,10 @@ def _round(value: Tensor, bits: int, limit: int) -> Tensor:
 
 def _integers(tensors: dict[str, Tensor], name: str, shape: tuple[int, ...], limit: int) -> Tensor:
     tensor = tensors.get(name)
-    if tensor is None or tensor.dtype != torch.int32 or tuple(tensor.shape) != shape or int(tensor.long().abs().max()) > limit:
-        found = "missing" if tensor is None else f"{tensor.dtype} {tuple(tensor.shape)}, {float(tensor.abs().max()):g} at most"
+    fits = tensor is not None and tensor.dtype == torch.int32 and tuple(tensor.shape) == shape
+    if tensor is None or not fits or int(tensor.long().abs().max()) > limit:
+        found = "missing" if tensor is None else f"{tensor.dtype} {tuple(tensor.shape)}"
+        found += f", {int(tensor.long().abs().max())} at most" if tensor is not None and fits else ""
         raise CheckpointError(
             f"checkpoint: tensor {name} is {found}, expected int32 {shape} within ±{limit}: damaged, fetch it again"
         )

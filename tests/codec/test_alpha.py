@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from bitstream.container import Container, Tile, open_container
-from bitstream.errors import FormatError, ImageError
+from bitstream.errors import FormatError, ImageError, LimitError
 from bitstream.grid import Rect, cut
 from bitstream.header import Header
 from codec import images
@@ -35,6 +35,13 @@ def test_a_tile_comes_back_exactly(draw, shape):
     payload = pack_alpha(values)
     assert np.array_equal(unpack_alpha(payload, shape[1], shape[0]), values)
     assert (len(payload) == 1) == bool((values == values[0, 0]).all())
+
+
+def test_a_tile_that_no_webp_holds_is_refused():
+    assert len(pack_alpha(np.zeros((1, 20000), np.uint8))) == 1
+    assert np.array_equal(unpack_alpha(pack_alpha(noise(1, 16383)), 16383, 1), noise(1, 16383))
+    with pytest.raises(LimitError, match="the alpha channel is 16384×1 in one piece, at most 16383 a side"):
+        pack_alpha(noise(1, 16384))
 
 
 def webp(image, **options):

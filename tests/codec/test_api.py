@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -313,3 +314,12 @@ def test_all_public_names_exist():
 def test_a_model_is_loaded_once_for_all_names_of_its_device(tiny_checkpoint):
     assert cached_codec(str(tiny_checkpoint)) is cached_codec(str(tiny_checkpoint), "auto")
     assert cached_codec(str(tiny_checkpoint)) is cached_codec(str(tiny_checkpoint), "cpu")
+
+
+@pytest.mark.parametrize(
+    "call", [decode, codec.latents, lambda path: Codec("swift").decode(path)], ids=["decode", "latents", "Codec"]
+)
+@pytest.mark.parametrize("kind", [str, Path])
+def test_a_path_where_bytes_are_expected_is_one_sentence(call, kind):
+    with pytest.raises(UsageError, match=r"the file is of type \w+, expected its bytes: of a path take decode_file"):
+        call(kind("photo.lic"))

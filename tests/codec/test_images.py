@@ -6,6 +6,7 @@ import io
 import struct
 import warnings
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -22,17 +23,21 @@ def save(image, path, **options):
     return path
 
 
-def png_16_bit_rgb(path):
-    """Write a 2 × 2 RGB PNG of 16 bits a channel, which Pillow cannot write and opens as mode RGB."""
+def png_of(path, bits, kind, rows, transparent=b"", width=2):
+    """Write a PNG of so many bits and a colour type, of rows of bytes: Pillow cannot write all of them."""
 
-    def chunk(kind, data):
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    def chunk(name, data):
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
-    head = struct.pack(">IIBBBBB", 2, 2, 16, 2, 0, 0, 0)
-    rows = b"".join(b"\0" + bytes(range(12)) for _ in range(2))
-    parts = [chunk(b"IHDR", head), chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b"")]
+    parts = [chunk(b"IHDR", struct.pack(">IIBBBBB", width, len(rows), bits, kind, 0, 0, 0))]
+    parts += [chunk(b"tRNS", transparent)] if transparent else []
+    parts += [chunk(b"IDAT", zlib.compress(b"".join(b"\0" + row for row in rows))), chunk(b"IEND", b"")]
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
     return path
+
+
+def png_16_bit_rgb(path):
+    return png_of(path, 16, 2, [bytes(range(12))] * 2)
 
 
 def frames(mode="RGB"):
@@ -360,10 +365,22 @@ def test_decompression_bombs_are_refused_before_they_are_read(tmp_path, monkeypa
         images.load(path, limits=Limits(max_pixels=10))
 
 
-def test_the_limit_of_pillow_does_not_count(tmp_path, monkeypatch):
-    path = save(Image.new("RGB", (8, 8)), tmp_path / "a.png")
+@pytest.mark.parametrize("name", ["a.png", "a.tif", "a.webp"])
+def test_the_limit_of_pillow_does_not_count(tmp_path, monkeypatch, name):
+    """TIFF asks for it again when pixels are read, ``crop`` when they are converted."""
+    path = save(Image.new("RGB", (8, 8)), tmp_path / name)
+    with Image.open(path) as image:
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+        for source in (path, image):
+            assert images.load(source).pixels.shape == (8, 8, 3)
+            assert Image.MAX_IMAGE_PIXELS == 10
+
+
+def test_the_limit_of_pillow_comes_back_after_the_last_of_several_threads(tmp_path, monkeypatch):
+    path = save(Image.effect_noise((300, 300), 90), tmp_path / "a.tif")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
-    assert images.load(path).pixels.shape == (8, 8, 3)
+    with ThreadPoolExecutor(4) as pool:
+        assert all(picture.pixels.shape == (300, 300, 3) for picture in pool.map(images.load, [path] * 40))
     assert Image.MAX_IMAGE_PIXELS == 10
 
 
@@ -491,6 +508,60 @@ def test_12_bits_are_scaled_by_their_own_white(tmp_path):
     with pytest.warns(UserWarning, match="more than 8 bits a channel are rounded to 8"):
         loaded = images.load(tiff(tmp_path / "a.tif", [[4095, 2048, 0, 16]], bits=12))
     assert loaded.pixels[0, :, 0].tolist() == [255, 128, 0, 1]
+
+
+@pytest.mark.filterwarnings("ignore:.*rounded to 8")
+def test_12_bits_are_so_for_a_caller_who_has_loaded_them(tmp_path):
+    with Image.open(tiff(tmp_path / "a.tif", [[4095, 2048, 0, 16]], bits=12)) as image:
+        image.load()
+        assert images.load(image).pixels[0, :, 0].tolist() == [255, 128, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("bits", "row", "width", "key", "gray"),
+    [(4, b"\x0f", 2, 15, [0, 255]), (4, b"\x5f", 2, 5, [85, 255]), (2, b"\x1b", 4, 2, [0, 85, 170, 255])],
+)
+def test_the_transparent_value_of_few_bits_is_found(tmp_path, bits, row, width, key, gray):
+    path = png_of(tmp_path / "a.png", bits, 0, [row], struct.pack(">H", key), width)
+    values = [key * 255 // (2**bits - 1) != value for value in gray]
+    for source in (path, Image.open(path)):
+        for _ in range(2):  # a picture of a caller may be coded again
+            loaded = images.load(source)
+            assert loaded.gray
+            assert loaded.pixels[0, :, 0].tolist() == gray
+            assert (loaded.alpha[0] > 0).tolist() == values
+    assert not all(values)
+
+
+def test_16_bit_gray_with_alpha_stays_gray(tmp_path):
+    path = png_of(tmp_path / "a.png", 16, 4, [struct.pack(">4H", 0x1234, 0xFFFF, 0xFFFF, 0x8000)])
+    with pytest.warns(UserWarning, match="more than 8 bits a channel are cut to 8"):
+        loaded = images.load(path)
+    assert loaded.gray
+    assert loaded.pixels.tolist() == [[[0x12] * 3, [0xFF] * 3]]
+    assert loaded.alpha.tolist() == [[0xFF, 0x80]]
+
+
+@pytest.mark.parametrize("name", ["a.gif", "a.tif"])
+def test_what_a_caller_drew_on_a_frame_is_stored_and_stays(tmp_path, name):
+    with Image.open(animation(tmp_path / name)) as image:
+        image.load()
+        image.putpixel((3, 3), 1 if image.mode == "P" else (1, 2, 3))
+        drawn = image.convert("RGB").getpixel((3, 3))
+        assert drawn != image.convert("RGB").getpixel((4, 4))
+        with pytest.warns(UserWarning, match="of 3 frames number 1"):
+            assert tuple(images.load(image).pixels[3, 3]) == drawn
+        assert image.convert("RGB").getpixel((3, 3)) == drawn
+        image.seek(2)
+        with pytest.warns(UserWarning, match="of 3 frames number 3"):
+            assert images.load(image).pixels[0, 0].argmax() == 2
+
+
+@pytest.mark.parametrize("name", ["a.gif", "a.tif"])
+def test_a_picture_of_a_file_that_is_closed_is_stored(tmp_path, name):
+    with Image.open(save(Image.new("RGB", (8, 8), "blue"), tmp_path / name)) as image:
+        image.load()
+    assert images.load(image).pixels[0, 0].tolist() == [0, 0, 255]
 
 
 @pytest.mark.parametrize("bits", [8, 16])

@@ -146,7 +146,7 @@ def test_more_quality_is_not_worse(swift, name):
 
 
 # quality: (least PSNR in dB, largest error of a pixel, largest error of the mean of a block)
-FLAT = {0: (31.0, 40, 20.0), 50: (41.0, 22, 5.0), 90: (43.5, 10, 3.5), 100: (43.5, 10, 3.5)}
+FLAT = {0: (35.0, 25, 12.0), 50: (47.0, 14, 3.5), 90: (51.5, 10, 1.5), 100: (52.0, 9, 1.2)}
 
 
 @pytest.mark.parametrize("colour", COLOURS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import pickle
 
 import pytest
@@ -177,6 +178,64 @@ def test_an_inner_layer_beyond_8_bits_is_refused(tiny_checkpoint, name, value):
     tensors = checkpoint.tensors | {f"entropy.{name}": torch.full_like(bound, value)}
     with pytest.raises(CheckpointError):
         load(dataclasses.replace(checkpoint, tensors=tensors))
+
+
+def entropy_tensors(checkpoint, layer, change):
+    """Return a checkpoint whose entropy layer has other tensors: all that have a row or an entry for each output."""
+    changed = {
+        name: change(tensor)
+        for name, tensor in checkpoint.tensors.items()
+        if name.removeprefix(f"entropy.{layer}.") in ("weight", "bias", "multiplier", "lo", "hi", "level_bias")
+    }
+    assert len(changed) >= 5
+    return dataclasses.replace(checkpoint, tensors=checkpoint.tensors | changed)
+
+
+@pytest.mark.parametrize("name", ["slope", "act_max"])
+@pytest.mark.parametrize("value", [math.inf, math.nan, 255.0])
+def test_a_number_of_a_layer_that_is_no_integer_is_refused(tiny_checkpoint, name, value):
+    checkpoint = load_checkpoint(tiny_checkpoint)
+    tensors = checkpoint.tensors | {f"entropy.hyper_1.{name}": torch.tensor([value])}
+    with pytest.raises(CheckpointError, match=f"hyper_1.{name} is torch.float32 .*, expected integers"):
+        load(dataclasses.replace(checkpoint, tensors=tensors))
+
+
+def test_outputs_that_no_shuffle_takes_are_refused(tiny_checkpoint):
+    """Of hyper_1: one more, which a division would forget."""
+    longer = entropy_tensors(load_checkpoint(tiny_checkpoint), "hyper_1", lambda t: torch.cat([t, t[..., -1:]], -1))
+    with pytest.raises(CheckpointError, match=r"hyper_1 gives \d+ numbers, expected a multiple of 4: damaged"):
+        load(longer)
+
+
+@pytest.mark.parametrize("layer", ["hyper_1", "context", "parameters_1"])
+def test_a_layer_that_is_too_wide_is_refused(tiny_checkpoint, monkeypatch, layer):
+    checkpoint = load_checkpoint(tiny_checkpoint)
+    outputs = checkpoint.tensors[f"entropy.{layer}.weight"].shape[1]
+    monkeypatch.setattr("models.entropy.WIDTH_MAX", 16 * outputs - 1)
+    wide = entropy_tensors(checkpoint, layer, lambda t: torch.cat([t] * 16, -1))
+    with pytest.raises(CheckpointError, match=f"{layer} gives {16 * outputs} numbers, at most {16 * outputs - 1}: too wide"):
+        load(wide)
+
+
+def test_channels_of_z_that_the_config_does_not_name_are_refused(tiny_checkpoint):
+    checkpoint = load_checkpoint(tiny_checkpoint)
+    n = checkpoint.config["N"]
+    changed = {name: checkpoint.tensors[f"entropy.{name}"] for name in ("log2_gain_z", "z_cumulative", "hyper_1.weight")}
+    changed["log2_gain_z"] = changed["log2_gain_z"][:, :-1].clone()
+    changed["z_cumulative"] = changed["z_cumulative"][:-1].clone()
+    changed["hyper_1.weight"] = changed["hyper_1.weight"][: 9 * (n - 1)].clone()
+    tensors = checkpoint.tensors | {f"entropy.{name}": tensor for name, tensor in changed.items()}
+    tensors |= {name: tensor[:-1].clone() for name, tensor in tensors.items() if name == "entropy.z_offset"}
+    with pytest.raises(CheckpointError, match=rf"gains of z are \(\d+, {n - 1}\), expected \(\d+, {n}\): damaged"):
+        load(dataclasses.replace(checkpoint, tensors=tensors))
+
+
+def test_the_default_device_of_the_caller_does_not_matter(tiny_checkpoint):
+    checkpoint = load_checkpoint(tiny_checkpoint)
+    with torch.device("meta"):
+        model = load(checkpoint)
+    assert model.entropy.z_offset.device.type == "cpu"
+    assert all(layer.weight.device.type == "cpu" for layers in model.entropy._of_cells.values() for layer in layers.values())
 
 
 @pytest.mark.parametrize("config", [{"nonsense": 1}, {"C": "24"}, {"C": -1}])

@@ -170,7 +170,10 @@ def test_layer_that_could_leave_64_bits_is_refused():
         layer_of(random_weight(4, 4), multiplier=torch.full((4,), 2**50))
 
 
-@pytest.mark.parametrize("bad", [torch.zeros(2, 2, dtype=torch.int16), torch.zeros(2**16, 1, dtype=torch.int8)])
+@pytest.mark.parametrize(
+    "bad",
+    [torch.zeros(2, 2, dtype=torch.int16), torch.zeros(2**16, 1, dtype=torch.int8), torch.zeros(2, 2, 1, dtype=torch.int8)],
+)
 def test_layer_with_other_weights_is_refused(bad):
     with pytest.raises(CheckpointError, match="export it again"):
         layer_of(bad)

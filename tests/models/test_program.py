@@ -240,6 +240,7 @@ HOSTILE = {
     "a sum of one": (lambda p: first(p, "add").update({"in": [5]}), "add. takes .* expected 2 of the values"),
     "a value is not used": (lambda p: first(p, "relu").update({"in": [0]}), "does not use its value 1"),
     "a name is a number": (lambda p: first(p, "conv2d").update(name=3), "has name '3'"),
+    "a name is empty": (lambda p: first(p, "conv2d").update(name=""), "has name ''"),
     "a stride of 0": (lambda p: first(p, "conv2d").update(stride=0), "has stride '0'"),
     "a huge factor": (lambda p: first(p, "pixel_unshuffle").update(factor=2**40), "has factor"),
     "a factor of 1": (lambda p: first(p, "pixel_unshuffle").update(factor=1), "has factor '1'"),

@@ -19,6 +19,7 @@ from models.integer import ACT_MAX, SIGNED_MAX, IntegerLayer, Plane, exact_arith
 from models.latents import InverseGain
 from models.layers import LevelBias
 from models.layout import POINT, TAPS_3X3, TAPS_CAUSAL, TAPS_CHECKERBOARD
+from models.normalise import usual_peaks
 from models.quantise import LEAKY_SLOPE, calibrate, quantise, z_master
 from models.schedule import Cell
 from models.swift import Swift, SwiftConfig
@@ -114,6 +115,12 @@ def test_calibration_keeps_the_largest_peak(network, crops):
     small, large = calibrate(network, [crops(1)]), calibrate(network, [crops(1), crops(1) * 0 + 1])
     assert set(small) == {"z", "hyper_1", "hyper_2", "context", "parameters_1", "parameters_2"}
     assert all((large[name] >= small[name]).all() for name in small)
+
+
+def test_a_batch_that_is_louder_than_the_others_sets_no_step():
+    quiet, loud = torch.rand(8, generator=torch.Generator().manual_seed(0)), torch.full((8,), 100.0)
+    assert torch.equal(usual_peaks([quiet] * 19 + [loud]), quiet)
+    assert torch.equal(usual_peaks([quiet, loud]), loud)  # of two, which is usual?
 
 
 @pytest.mark.parametrize("name", ["log2_gain", "log2_std", "log2_act_z", "z_cumulative", "hyper_1.weight", "context.act_max"])

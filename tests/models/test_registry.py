@@ -51,6 +51,12 @@ def test_switches_of_a_config_may_be_on_or_off(value):
     assert build("hyperprior", {"N": 8, "M": 8, "means": value}).cfg.means is value
 
 
+def test_only_joint_rounds_plainly():
+    assert build("joint", {"N": 8, "M": 8, "plain_rounding": True}).cfg.layout().mixtures == 1
+    with pytest.raises(UsageError, match="model checkerboard: plain_rounding is true, which only joint has"):
+        build("checkerboard", {"N": 8, "M": 8, "plain_rounding": True})
+
+
 def test_unknown_config_key_lists_the_known_ones():
     with pytest.raises(UsageError, match="model swift: unknown config key 'channels'; known keys: C, D, M, N"):
         build("swift", {"channels": 8})

@@ -165,6 +165,22 @@ def test_pictures_that_cannot_be_used_are_named_at_the_end(pictures, tmp_path):
     assert len(rows_of(tmp_path / "out")) == 4
 
 
+def test_a_name_that_is_no_unicode_is_kept(pictures, tmp_path):
+    name = os.fsdecode(b"\xff.png")
+    (pictures / "a.png").rename(pictures / name)
+    for _ in range(2):
+        result = invoke(pictures, "--model", "", "--peers", "jpeg", "-q", "50", "-o", tmp_path / os.fsdecode(b"out\xfe"))
+        assert result.exit_code == 0, result.output
+        assert name in {image for _, image, _ in rows_of(tmp_path / os.fsdecode(b"out\xfe"))}
+
+
+def test_closed_streams_do_not_stop_it(pictures, tmp_path):
+    command = ["sh", "-c", '"$@" >&- 2>&-', "sh", sys.executable, "-m", "codec", "evaluate", str(pictures), "--model", ""]
+    done = subprocess.run([*command, "--peers", "jpeg", "-q", "50", "-o", str(tmp_path / "out")], timeout=120)
+    assert done.returncode == 0
+    assert (tmp_path / "out" / "report.md").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from PIL import Image
 
 from bitstream.errors import UsageError
+from bitstream.limits import Limits
 from codec import images
 from codec.evaluation.contenders import ModelContender, PeerContender
 from codec.evaluation.peers import PEERS
@@ -63,6 +65,15 @@ def test_pictures_that_cannot_be_used_are_told_and_left_out(pictures):
     told: list[str] = []
     assert [source.name for source in find_sources(pictures, told.append)] == ["a.png", "b.png", "c.png", "more/d.png"]
     assert [("broken" in line, "float" in line) for line in told] == [(True, False), (False, True)]
+
+
+def test_a_picture_above_the_limit_is_told_and_left_out(pictures, monkeypatch):
+    monkeypatch.setattr("codec.images.Limits", functools.partial(Limits, max_pixels=2**16))
+    Image.new("RGB", (257, 256)).save(pictures / "large.png")
+    told: list[str] = []
+    assert [source.name for source in find_sources(pictures, told.append)] == ["a.png", "b.png", "c.png", "more/d.png"]
+    assert len(told) == 1
+    assert "large.png: the picture has 257×256 pixels, the limit is 65536: cut it" in told[0]
 
 
 def test_a_folder_without_pictures_is_refused(tmp_path):

@@ -176,6 +176,12 @@ def test_a_picture_too_large_for_the_model_is_refused_at_once(monkeypatch, fitte
         fitted_codec.encode(small)
 
 
+def test_alpha_too_wide_for_one_piece_is_refused_at_once(monkeypatch, fitted_codec):
+    monkeypatch.setattr(type(fitted_codec.model), "fit", lambda *_, **__: pytest.fail("a descent began"))
+    with pytest.raises(LimitError, match="the alpha channel is 16384×1 in one piece"):
+        fitted_codec.encode(np.random.default_rng(0).integers(0, 256, (1, 16384, 4), np.uint8))
+
+
 def test_resume_is_refused_by_other_models(tiny_codec, small, tmp_path):
     with pytest.raises(UsageError, match="swift has nothing to resume"):
         tiny_codec.encode(small, resume=tmp_path / "state")

@@ -86,10 +86,12 @@ def test_the_golden_checkpoint_is_the_tiny_one(tiny, base):
         lambda tensor: tensor.float(),
         lambda tensor: tensor[..., :1],
         lambda tensor: tensor[None],
+        lambda tensor: tensor.reshape(-1)[:0],
+        lambda tensor: tensor.bool(),
         lambda tensor: torch.full_like(tensor, LIMIT + 1),
         lambda tensor: torch.full_like(tensor, -(2**31)),
     ],
-    ids=["missing", "int64", "float32", "narrow", "deep", "large", "least"],
+    ids=["missing", "int64", "float32", "narrow", "deep", "empty", "bool", "large", "least"],
 )
 @pytest.mark.parametrize("name", ["grid_0.context", "grid_6.bias_3", "upsample", "synthesis.conv_3", "log2_gain"])
 def test_refuses_tensors_that_cannot_be(base, name, change):
