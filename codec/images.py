@@ -187,7 +187,7 @@ def _from_array(array: NDArray[np.generic]) -> Picture:
     colours = array.reshape(*array.shape[:2], channels)[:, :, : 1 if gray else 3]
     pixels = np.repeat(colours, 3, axis=2) if gray else colours
     alpha = np.ascontiguousarray(array[:, :, -1], dtype=np.uint8) if channels in (2, 4) else None
-    return Picture(np.ascontiguousarray(pixels, dtype=np.uint8), gray, alpha)
+    return Picture(np.require(pixels, np.uint8, ["C", "W"]), gray, alpha)  # torch warns of arrays that cannot be written
 
 
 def _from_pil(image: Image.Image, head: bytes, strip: bool, further: list[str]) -> tuple[Picture, list[str]]:

@@ -542,6 +542,15 @@ def test_16_bit_gray_with_alpha_stays_gray(tmp_path):
     assert loaded.alpha.tolist() == [[0xFF, 0x80]]
 
 
+def test_an_array_that_cannot_be_written_is_taken_as_a_copy():
+    array = np.asarray(Image.effect_noise((8, 8), 90).convert("RGB"))
+    assert not array.flags.writeable
+    assert images.load(array).pixels.flags.writeable
+    assert np.array_equal(images.load(array).pixels, array)
+    own = array.copy()
+    assert np.shares_memory(images.load(own).pixels, own)
+
+
 @pytest.mark.parametrize("name", ["a.gif", "a.tif"])
 def test_what_a_caller_drew_on_a_frame_is_stored_and_stays(tmp_path, name):
     with Image.open(animation(tmp_path / name)) as image:
