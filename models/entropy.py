@@ -121,7 +121,7 @@ class IntegerEntropy(GainTable):
                 raise CheckpointError(
                     f"checkpoint: hyper_{i} gives {outputs} numbers, expected a multiple of {factor**2}: damaged"
                 )
-            width, reach = self.layers[f"hyper_{i}"].weight.shape[1] // factor**2, layout.act_max
+            width, reach = outputs // factor**2, layout.act_max
         if layout.context:
             expected.append(("context", len(layout.taps) * m, SIGNED_MAX))
             width += self.layers["context"].weight.shape[1]

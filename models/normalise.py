@@ -63,7 +63,7 @@ def peaks_of(x: Tensor) -> Tensor:
 
 
 def usual_peaks(peaks: list[Tensor]) -> Tensor:
-    """Return what ``USUAL`` of the batches stay within, by channel, of the peaks of each batch: of less than ten, all."""
+    """Return what ``USUAL`` of the batches stay within, by channel, of the peaks of each batch: of ten or fewer, all."""
     return torch.stack(peaks).quantile(USUAL, dim=0, interpolation="higher")
 
 
