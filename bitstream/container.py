@@ -241,7 +241,13 @@ def open_container(file: BinaryIO, *, limits: Limits | None = None, whole: bool 
     Else the checksum of the whole file is not checked: those of header, index and each tile are. ``file`` must stay open.
     Raises what ``Container.unpack`` raises.
     """
-    limits = limits or Limits()
+    try:
+        return _open_container(file, limits or Limits(), whole=whole)
+    except OSError as error:
+        raise FormatError(f"the file cannot be read ({error.strerror or error}): copy it anew") from error
+
+
+def _open_container(file: BinaryIO, limits: Limits, *, whole: bool) -> TileSource:
     size = file.seek(0, 2)
     limits.check_bytes(size)
     file.seek(0)

@@ -27,7 +27,10 @@ class Limits:
     def check_bytes(self, n_bytes: int) -> None:
         """Raise LimitError for too large a file."""
         if n_bytes > self.max_memory:
-            raise LimitError(f"the file has {n_bytes} bytes, the limit is {self.max_memory}: raise it with --max-memory")
+            raise LimitError(
+                f"the file has {n_bytes} bytes, the limit is {self.max_memory}: "
+                "raise it with --max-memory (Limits(max_memory=…))"
+            )
 
     def check_size(self, width: int, height: int) -> None:
         """Raise LimitError if a picture, or a large one with its sides rounded up to 64 as it is coded, has too many pixels."""
@@ -37,7 +40,7 @@ class Limits:
             found = f"{width}×{height} pixels, coded in steps of 64 as {padded(width)}×{padded(height)}"
         else:
             return
-        cure = "raise it with --max-pixels, or cut the picture"
+        cure = "raise it with --max-pixels (Limits(max_pixels=…)), or cut the picture"
         raise LimitError(f"the picture has {found}, the limit is {self.max_pixels}: {cure}")
 
     def count_workers(self, area: Rect, scale: int, tile: int, width: int, height: int, threads: int) -> int:
@@ -54,7 +57,8 @@ class Limits:
         if fixed + each > self.max_memory:
             raise LimitError(
                 f"decoding {area.width}×{area.height} pixels may take {(fixed + each) / 2**30:.1f} GiB of memory, the limit is "
-                f"{self.max_memory / 2**30:.1f}: raise it with --max-memory, or decode less (--crop, --scale)"
+                f"{self.max_memory / 2**30:.1f}: raise it with --max-memory (Limits(max_memory=…)), "
+                "or decode less (--crop, --scale)"
             )
         return min(threads, (self.max_memory - fixed) // each, max(count_tiles(tile, width, height), 1))
 

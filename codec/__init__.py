@@ -18,11 +18,12 @@ def _require_own_packages() -> None:
     root = Path(__file__).resolve().parent.parent
     for name in ("bitstream", "models", "checkpoints"):
         spec = importlib.util.find_spec(name)
-        found = Path(spec.origin).resolve().parent if spec is not None and spec.origin else None
+        origin = Path(spec.origin).resolve() if spec is not None and spec.origin else None
+        found = origin.parent if origin is not None and origin.name == "__init__.py" else origin  # a package, or a module
         if found != root / name:
             raise ImportError(
                 f"learned-image-codec needs its own package {name!r} at {root / name}, but Python finds {found or 'none'}: "
-                "rename that folder or start Python elsewhere"
+                "rename that, or start Python elsewhere"
             )
 
 

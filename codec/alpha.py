@@ -18,7 +18,7 @@ from PIL import Image
 from bitstream.container import TileSource
 from bitstream.errors import FormatError, LimitError
 from bitstream.grid import Rect, tile_side, touched
-from codec.images import Pixels
+from codec.images import Pixels, pillows_limit
 from codec.workers import workers
 
 STRIP = 1024  # rows that are put together at once: a multiple of all scales
@@ -60,7 +60,7 @@ def unpack_alpha(payload: bytes, width: int, height: int) -> Pixels:
     if size != (width, height):  # before anything is allocated
         raise FormatError(f"ALPHA has {size[0]}×{size[1]} pixels, expected {width}×{height}: the file is damaged")
     try:
-        with Image.open(io.BytesIO(payload), formats=["WEBP"]) as image:
+        with pillows_limit.at(None), Image.open(io.BytesIO(payload), formats=["WEBP"]) as image:  # the size was checked
             return np.ascontiguousarray(np.asarray(image.convert("RGB"))[:, :, 1])
     except _DAMAGE as error:
         raise FormatError(f"ALPHA cannot be decoded ({error}): the file is damaged") from error

@@ -114,9 +114,10 @@ class Codec:
         self.model.timings.clear()
         if not isinstance(self.model, LoadedModel):
             state = None if resume is None else Path(resume)
-            self.fit = PictureFit(self.model, self.engine, picture, target, effort, progress, state, keep_interrupted)
+            fit = PictureFit(self.model, self.engine, picture, target, effort, progress, state, keep_interrupted)
+            self.fit = fit  # another thread may set its own
             begin = time.perf_counter()
-            data = self.fit.run()
+            data = fit.run()
             self.model.timings["fit and entropy"] = time.perf_counter() - begin
             self.timings, self.clamped = dict(self.model.timings), 0
             return data
@@ -131,10 +132,10 @@ class Codec:
 
         def attempt(level: int, effort: int) -> Attempt:
             coded = encoder.code(level, effort, progress, latents=target.psnr is not None)
-            self.clamped = sum(tile.clamped for tile in coded)
+            clamped = sum(tile.clamped for tile in coded)
             tiles = [part.tile._replace(alpha=alpha) for part, alpha in zip(coded, alphas, strict=True)]
             data = Container.of_tiles(replace(header, level=level), tiles, picture.metadata).pack()
-            return Attempt(data, math.nan if target.psnr is None else self._psnr_db(picture, coded, bits))
+            return Attempt(data, math.nan if target.psnr is None else self._psnr_db(picture, coded, bits), clamped)
 
         top, first = self.max_level, None
         if effort and not target.is_quality:  # the plain search is where the refined one begins
@@ -143,7 +144,7 @@ class Codec:
             except TargetError:
                 first = 0 if target.psnr is None else top  # refined, the last level may do
         _, found = LevelSearch(lambda level: attempt(level, effort), top).run(target, w * h, first)
-        self.timings = dict(self.model.timings)
+        self.timings, self.clamped = dict(self.model.timings), found.clamped
         return found.data
 
     def decode(

@@ -9,17 +9,19 @@ from bitstream.chunks import ALPHA, GRIDS, NETWORKS, Y_TILE, Z, tile_kinds
 from bitstream.container import Container
 from bitstream.header import Header
 from bitstream.limits import NO_LIMITS
-from codec.files import read_bytes
+from codec.files import Bytes, bytes_of, read_bytes
 from codec.metrics import bpp
 from models.manifest import manifest, name_of
 
 _CHUNK_NAMES = {Z: "z_bytes", Y_TILE: "y_bytes", NETWORKS: "networks_bytes", GRIDS: "grids_bytes", ALPHA: "alpha_bytes"}
 
 
-def info(data_or_path: bytes | str | PathLike[str]) -> Header:
-    """Return the checked header of a file, from its bytes or path, of any size: nothing is decoded. Raises FormatError."""
-    data = data_or_path if isinstance(data_or_path, bytes) else read_bytes(data_or_path)
-    return Container.unpack(data, limits=NO_LIMITS).header
+def info(data_or_path: Bytes | str | PathLike[str]) -> Header:
+    """Return the checked header of a file, from its bytes or path, of any size: nothing is decoded.
+
+    Raises FormatError for damage, UsageError for a path that cannot be read or what is neither.
+    """
+    return Container.unpack(bytes_of(data_or_path, limits=NO_LIMITS), limits=NO_LIMITS).header
 
 
 def describe(path: str | PathLike[str], data: bytes | None = None) -> dict[str, Any]:
@@ -27,7 +29,7 @@ def describe(path: str | PathLike[str], data: bytes | None = None) -> dict[str, 
 
     ``data`` is what was read of the file, if it was.
     """
-    data = read_bytes(path) if data is None else data
+    data = read_bytes(path, limits=NO_LIMITS) if data is None else data
     container = Container.unpack(data, limits=NO_LIMITS)
     header = container.header
     name = name_of(header.model_id)

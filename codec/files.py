@@ -11,11 +11,14 @@ import stat
 from collections.abc import Iterator
 from os import PathLike
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeAlias
 
 from bitstream.errors import UsageError, WriteError
 from bitstream.limits import Limits
 
+Bytes: TypeAlias = bytes | bytearray | memoryview
+
+_PIECE = 2**20  # bytes; asked for all at once, Python would allocate the limit
 _EXISTS = "{} exists: give -f (overwrite=True) to replace it"
 
 
@@ -74,6 +77,8 @@ def _give_name(temporary: Path, target: Path) -> None:
 def check_target(path: str | PathLike[str], *, overwrite: bool) -> None:
     """Raise UsageError if ``write_atomic`` could not write here; called before the work is done."""
     target = Path(path)
+    if "\0" in str(target):
+        raise UsageError(f"{str(target)!r}: not a usable file name (it has a NUL)")
     try:
         if target.is_dir():
             raise UsageError(f"{target} is a folder, expected a file name")
@@ -102,15 +107,31 @@ def open_bytes(path: str | PathLike[str], *, limits: Limits | None = None) -> Bi
             limits.check_bytes(status.st_size)
             stack.pop_all()  # stays open
             return file
-        data = file.read(limits.max_memory + 1)
-    limits.check_bytes(len(data))
-    return io.BytesIO(data)
+        return io.BytesIO(read_stream(file, limits))
+
+
+def read_stream(file: BinaryIO, limits: Limits) -> bytes:
+    """Return all of what has no size before it is read: a pipe, stdin. Raises LimitError as soon as it is too large."""
+    data = bytearray()
+    while piece := file.read(_PIECE):
+        data += piece
+        limits.check_bytes(len(data))
+    return bytes(data)
 
 
 def read_bytes(path: str | PathLike[str], *, limits: Limits | None = None) -> bytes:
     """Return the bytes of a file. Raises what ``open_bytes`` raises."""
     with open_bytes(path, limits=limits) as file, _unreadable(path):
         return file.read()
+
+
+def bytes_of(data_or_path: Bytes | str | PathLike[str], *, limits: Limits | None = None) -> bytes:
+    """Return bytes as they are, or those of the file at a path. Raises what ``open_bytes`` raises, UsageError for neither."""
+    if isinstance(data_or_path, bytes | bytearray | memoryview):
+        return bytes(data_or_path)
+    if not isinstance(data_or_path, str | PathLike):
+        raise UsageError(f"this is of type {type(data_or_path).__name__}, expected the bytes of a file or its path")
+    return read_bytes(data_or_path, limits=limits)
 
 
 @contextlib.contextmanager

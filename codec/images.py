@@ -46,7 +46,7 @@ _ALPHA = {"PNG", "WEBP", "TIFF", "AVIF", "JPEG2000", "TGA"}  # formats that give
 _RESIZING = {"ICO", "ICNS"}  # icons: Pillow shrinks the picture
 _ROWS = 1024  # of a picture, converted at once
 # What Pillow and its plugins raise for damage. SyntaxError: their own word for a bad header.
-_DAMAGE = (
+DAMAGE = (
     OSError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, EOFError, RuntimeError, struct.error, zlib.error,
     Image.DecompressionBombError,
 )  # fmt: skip
@@ -99,19 +99,19 @@ def load(
     try:
         if isinstance(source, Image.Image):
             limits.check_size(*source.size)
-            with _pillows_limit.at(limits.max_pixels):
+            with pillows_limit.at(limits.max_pixels):
                 picture, losses = _from_pil(source, _head_of(source), strip, _further_pictures_of_callers(source))
         else:
             file = open(source, "rb") if isinstance(source, str | PathLike) else _as_file(source)
-            with file if named else nullcontext(file), _open(file) as image:
+            with file if named else nullcontext(file), open_picture(file) as image:
                 limits.check_size(*image.size)  # before the pixels are read
-                with _pillows_limit.at(limits.max_pixels):  # a part of an icon may be larger than it says
+                with pillows_limit.at(limits.max_pixels):  # a part of an icon may be larger than it says
                     picture, losses = _from_pil(image, _head(file), strip, _further_pictures(image))
     except UnidentifiedImageError as error:
         raise ImageError(f"{name}: not a picture that Pillow can read: give a PNG, JPEG, WebP, TIFF or BMP file") from error
     except _Refused as error:
         raise ImageError(f"{name}: {error}") from error
-    except _DAMAGE as error:
+    except DAMAGE as error:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         if "MAX_TEXT_CHUNK" in reason or "MAX_TEXT_MEMORY" in reason:
             reason = "a profile or text of more than a megabyte, which Pillow does not read in a PNG: remove it first"
@@ -167,12 +167,12 @@ class _PillowsLimit:
         Image.MAX_IMAGE_PIXELS = self._before if not self._asked else max(numbers) if len(numbers) == len(self._asked) else None
 
 
-_pillows_limit = _PillowsLimit()
+pillows_limit = _PillowsLimit()
 
 
-def _open(file: BinaryIO) -> Image.Image:
+def open_picture(file: BinaryIO) -> Image.Image:
     """Open a picture of any size: whether it is too large is said by our limit."""
-    with _pillows_limit.at(None):
+    with pillows_limit.at(None):
         return Image.open(file)
 
 
@@ -271,7 +271,7 @@ def _orientation(image: Image.Image) -> int | None:
     image.load()
     try:
         return image.getexif().get(ExifTags.Base.Orientation, 1)
-    except _DAMAGE:
+    except DAMAGE:
         return None
 
 
@@ -330,7 +330,7 @@ def pack(image: Image.Image, kind: str, name: str) -> bytes:
     try:
         options, lost = metadata.save_options(image.info, kind)
         image.save(buffer, format=kind, **_SAVE_OPTIONS.get(kind, {}), **options)
-    except (*_DAMAGE, OverflowError) as error:
+    except (*DAMAGE, OverflowError) as error:
         raise ImageError(f"{name}: cannot be written as {kind} ({error}): name it .png") from error
     if kind not in _LOSSLESS:
         warnings.warn(f"{name}: {kind} does not keep the decoded pixels exactly: name it .png for that", stacklevel=2)

@@ -19,21 +19,25 @@ from bitstream.errors import UsageError
 from codec.release import release
 from codec.training.data import find_images, load_rgb
 from models.importing import LMBDAS, adopt
+from models.network import MS_SSIM_WEIGHT
 
 CROPS, SIDE = 32, 256
 
 
 def import_weights(
-    path: Path, name: str, data: Path | None, lmbda: float | None, out: Path | None, *, overwrite: bool = False
-) -> dict[str, Any]:
+    path: Path, name: str, data: Path | None, lmbda: float | None, out: Path | None, *, tune: str | None = None,
+    overwrite: bool = False,
+) -> dict[str, Any]:  # fmt: skip
     """Write ``name``.safetensors and its manifest row into ``out`` (default: the installed checkpoints); return the row.
 
-    ``path`` is a state dict that CompressAI saved (also below "state_dict" or "network"). Raises UsageError.
+    ``path`` is a state dict that CompressAI saved (also below "state_dict" or "network"). ``lmbda``, as CompressAI counts it,
+    and ``tune``, "psnr" or "ms-ssim", are by the file's name where they are None. Raises UsageError.
     """
-    lmbda = lmbda if lmbda is not None else _lmbda_of(path)
+    tune = tune or ("ms-ssim" if "-ms-ssim-" in path.name else "psnr")
+    lmbda = lmbda if lmbda is not None else _lmbda_of(path, tune)
     if not 0 < lmbda < math.inf:
         raise UsageError(f"lmbda is {lmbda}, expected a number above 0, such as 0.0130")
-    model, network = adopt(read_weights(path), lmbda)
+    model, network = adopt(read_weights(path), lmbda / MS_SSIM_WEIGHT if tune == "ms-ssim" else lmbda, tune)
     pictures = _pictures(data)
     kind = "synthetic pictures" if data is None else f"{len(pictures)} crops"
     facts = {
@@ -41,6 +45,7 @@ def import_weights(
         "minutes": 0.0,
         "data": f"imported from {path.name}, calibrated on {kind}",
         "measured_on": kind,
+        "tune": tune,
     }
     return release(
         network, model, name, out or checkpoints.FOLDER, calibration=pictures, held_out=pictures[::8], facts=facts,
@@ -67,12 +72,13 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return state
 
 
-def _lmbda_of(path: Path) -> float:
+def _lmbda_of(path: Path, tune: str) -> float:
     """Return λ by the quality in a name such as bmshj2018-hyperprior-3-6d87be32.pth.tar."""
-    found = re.match(r".*(?:factorized|hyperprior|mean|mbt2018|anchor|attn)-([1-8])[-.]", path.name)
+    kinds = "factorized|factorized-prior|hyperprior|mean|mbt2018|anchor|attn"
+    found = re.match(rf".*(?:{kinds})(?:-mse|-ms-ssim)?-([1-8])[-.]", path.name)
     if not found:
         raise UsageError(f"{path.name}: the name does not say which λ the weights were trained with: give it with --lmbda")
-    return LMBDAS[int(found.group(1)) - 1]
+    return LMBDAS[tune][int(found.group(1)) - 1]
 
 
 def _pictures(data: Path | None) -> list[Tensor]:

@@ -25,7 +25,7 @@ from bitstream.recording import RecordingReader, StreamCost, StreamGroup
 from bitstream.segments import Distributions, TableRows
 from bitstream.tables import SCALES
 from codec.api import Codec, cached_codec
-from codec.files import read_bytes
+from codec.files import Bytes, bytes_of
 from codec.metrics import bpp
 from codec.overfit.bits import Part, PartsOfBits, inspect_fit
 from models.factorized_entropy import FactorizedEntropy
@@ -123,13 +123,13 @@ def _rounded(facts: dict[str, Any]) -> dict[str, Any]:
 
 
 def inspect(
-    data_or_path: bytes | str | PathLike[str], *, model: str | PathLike[str] | None = None, limits: Limits | None = None
+    data_or_path: Bytes | str | PathLike[str], *, model: str | PathLike[str] | None = None, limits: Limits | None = None
 ) -> Inspection:
     """Return where the bits of a file are, decoded with the installed checkpoint that it names, or with ``model``.
 
-    Raises what ``codec.decode`` raises.
+    Raises what ``codec.decode`` raises, and UsageError for a path that cannot be read or what is neither.
     """
-    data = data_or_path if isinstance(data_or_path, bytes) else read_bytes(data_or_path, limits=limits)
+    data = bytes_of(data_or_path, limits=limits)
     name = str(model) if model is not None else find_by_id(unpack_header(data, limits=limits)[0].model_id)
     codec = cached_codec(name, "cpu")
     container = Container.unpack(data, limits=limits)

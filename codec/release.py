@@ -21,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from bitstream.engines import default_engine
 from bitstream.errors import UsageError
 from bitstream.tables import gaussian_master
+from codec.files import write_atomic
 from codec.metrics import bpp, ms_ssim_db, psnr_db
 from codec.tiles import to_pixels
 from models import program
@@ -98,9 +99,7 @@ def add_to_manifest(path: Path, name: str, row: dict[str, Any]) -> None:
     """Write a row into a manifest, in place of one of the same name; the other rows stay."""
     rows = read_manifest(path) if path.exists() else {}
     rows[name] = row
-    partial = path.with_suffix(".partial")
-    partial.write_text(HEAD + tomli_w.dumps(rows), encoding="utf-8")
-    os.replace(partial, path)
+    write_atomic(path, (HEAD + tomli_w.dumps(rows)).encode(), overwrite=True)
 
 
 @torch.inference_mode()

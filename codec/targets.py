@@ -82,10 +82,11 @@ def parse_size(text: str) -> int:
 
 @dataclass(frozen=True)
 class Attempt:
-    """A file of a picture, and the PSNR of what it decodes to if a PSNR is asked for."""
+    """A file of a picture, the PSNR of what it decodes to if one is asked for, and how many of its symbols were too large."""
 
     data: bytes
     psnr_db: float = math.nan
+    clamped: int = 0
 
 
 class LevelSearch:

@@ -209,7 +209,8 @@ class TileDecoder:
         if len(self.tiles) == 1:
             return parts[0][..., rows.low : rows.high, columns.low : columns.high]
         channels = next(iter(parts.values())).shape[1]
-        window = torch.empty(rows.high - rows.low, columns.high - columns.low, channels).permute(2, 0, 1)[None]
+        size = rows.high - rows.low, columns.high - columns.low, channels
+        window = torch.empty(size, dtype=torch.float32, device="cpu").permute(2, 0, 1)[None]
         for tile, part in parts.items():
             top, left = self.tiles[tile].top // STRIDE_Y, self.tiles[tile].left // STRIDE_Y
             y0, y1 = max(rows.low, top), min(rows.high, top + part.shape[-2])

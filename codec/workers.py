@@ -38,28 +38,36 @@ class Workers:
             raise CancelledError
 
 
-class _TorchThreads:
-    """torch's number of threads, which workers set to one, for themselves and for threads to come; put back later."""
-
-    def __init__(self) -> None:
-        self._lock, self._pools, self._number = threading.Lock(), 0, 1
-
-    def enter(self) -> int:
-        """Return the number that a caller has."""
-        with self._lock:
-            if self._pools == 0:
-                self._number = torch.get_num_threads()
-            self._pools += 1
-            return self._number
-
-    def leave(self) -> None:
-        """Put the number back."""
-        with self._lock:
-            self._pools -= 1
-            torch.set_num_threads(self._number)
+_starting = threading.Lock()
 
 
-_torch_threads = _TorchThreads()
+def _single() -> None:
+    """Give this thread one thread of torch's own."""
+    torch.set_num_threads(1)
+    torch.get_num_threads()  # at its first use a thread takes the process's number, which is 1 for now
+
+
+def _start(most: int) -> tuple[ThreadPoolExecutor, int]:
+    """Return a pool, all of whose threads are there, of as many as the caller has of torch's, not more than ``most``.
+
+    torch's number is the process's too, for threads that have not used torch yet: it is 1 until all of the pool have.
+    """
+    with _starting:
+        number = torch.get_num_threads()
+        count = max(min(number, most), 1)
+        pool = ThreadPoolExecutor(count, thread_name_prefix="codec", initializer=_single)
+        all_there = threading.Barrier(count + 1)
+        try:
+            for _ in range(count):
+                pool.submit(all_there.wait)
+            all_there.wait()
+        except BaseException:
+            all_there.abort()
+            pool.shutdown(cancel_futures=True)
+            raise
+        finally:
+            torch.set_num_threads(number)
+    return pool, count
 
 
 @contextmanager
@@ -71,9 +79,7 @@ def workers(jobs: int, most: int | None = None) -> Iterator[Workers]:
     if jobs == 1:
         yield Workers(None, 1)
         return
-    number = _torch_threads.enter()
-    count = max(min(number, jobs, most or number), 1)
-    pool = ThreadPoolExecutor(count, thread_name_prefix="codec", initializer=torch.set_num_threads, initargs=(1,))
+    pool, count = _start(min(jobs, most or jobs))
     running = Workers(pool, count)
     try:
         yield running
@@ -82,4 +88,3 @@ def workers(jobs: int, most: int | None = None) -> Iterator[Workers]:
         raise
     finally:
         pool.shutdown(cancel_futures=True)
-        _torch_threads.leave()

@@ -23,7 +23,8 @@ TUNES = ("psnr", "ms-ssim")
 class RateConfig:
     """The rate levels of a model; ``lmbda_*`` span them. M is the number of channels of y, N that of z.
 
-    ``tune`` is the measure whose distortion λ weighs: "psnr" or "ms-ssim".
+    ``tune`` is the measure whose distortion λ weighs: "psnr" or "ms-ssim". ``inverse_gain``: g_s sees latents by gains and
+    biases of its own for each level (``models.latents.InverseGain``), instead of by 1/gain alone.
     """
 
     refinable: ClassVar[bool] = False  # whether ``predict`` takes all symbols from its argument: ``models.refine`` needs it
@@ -35,15 +36,11 @@ class RateConfig:
     lmbda_min: float = 0.0018
     lmbda_max: float = 0.0483
     tune: str = "psnr"
+    inverse_gain: bool = False
 
     def __post_init__(self) -> None:
         if self.tune not in TUNES:
             raise UsageError(f"tune is {self.tune!r}, expected one of {', '.join(TUNES)}")
-
-    @property
-    def has_inverse_gain(self) -> bool:
-        """Return whether g_s sees latents by gains and biases of its own: ``models.latents.InverseGain``."""
-        return False
 
     @property
     def lmbda_mid(self) -> float:
@@ -68,9 +65,8 @@ class RateConfig:
 class SwiftConfig(RateConfig):
     """Sizes of ``swift``. Channels are at 1/8 (C), 1/16 (D), of y (M), of z (N); ``lmbda_*`` span the rate levels.
 
-    ``order`` is that of the two passes: "crossed", whose context also knows the level, or "checkerboard". ``inverse_gain``:
-    g_s has gains of its own and a bias by level, instead of 1/gain alone. The defaults are those of checkpoints older than the
-    choices.
+    ``order`` is that of the two passes: "crossed", whose context also knows the level, or "checkerboard": the
+    default, of checkpoints older than the choice.
     """
 
     refinable: ClassVar[bool] = True
@@ -88,12 +84,6 @@ class SwiftConfig(RateConfig):
     lmbda_min: float = 0.000343
     lmbda_max: float = 0.3
     order: Literal["checkerboard", "crossed"] = "checkerboard"
-    inverse_gain: bool = False
-
-    @property
-    def has_inverse_gain(self) -> bool:
-        """See ``RateConfig.has_inverse_gain``."""
-        return self.inverse_gain
 
     @property
     def context_levels(self) -> int:

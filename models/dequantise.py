@@ -31,7 +31,7 @@ def dequantise(model: Network, tensors: dict[str, Tensor]) -> None:
     ``fit_density`` is for that of z. Raises CheckpointError if a tensor is missing or has another shape.
     """
     entropy = load_entropy(tensors, model.layout())
-    if model.cfg.has_inverse_gain:
+    if model.cfg.inverse_gain:
         InverseGain(tensors, model.cfg.levels, entropy.log2_std)  # loaded with the transforms, but not checked
     if entropy.log2_gain.shape != model.log2_gain.shape:
         raise CheckpointError(

@@ -20,7 +20,7 @@ from models.layout import POINT, TAPS_3X3, EntropyLayout, Taps
 
 PREFIX = "entropy."
 LOG2_LIMIT = 2**14  # of gains and their like in a checkpoint: 64 octaves
-OFFSET_LIMIT = 2**24  # of medians
+OFFSET_LIMIT = 2**22  # of medians: products with factors of 2^40 stay below 2^63
 BIAS_LIMIT = 2**40
 MASS_LIMIT = 2**31  # of one symbol: products of the CDF rows have room for it
 EntropyModel = IntegerEntropy | FactorizedEntropy

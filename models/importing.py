@@ -16,7 +16,10 @@ from bitstream.errors import UsageError
 from models.network import Network
 from models.registry import build
 
-LMBDAS = (0.0018, 0.0035, 0.0067, 0.0130, 0.0250, 0.0483, 0.0932, 0.1800)  # of CompressAI's qualities 1 … 8, tuned for MSE
+LMBDAS = {  # of CompressAI's qualities 1 … 8, by what they are tuned for
+    "psnr": (0.0018, 0.0035, 0.0067, 0.0130, 0.0250, 0.0483, 0.0932, 0.1800),
+    "ms-ssim": (2.40, 4.58, 8.73, 16.64, 31.73, 60.50, 115.37, 220.00),
+}
 KNOWN = "bmshj2018-factorized, bmshj2018-hyperprior, mbt2018-mean, mbt2018, cheng2020-anchor and cheng2020-attn"
 CODER_STATE = ("gaussian_conditional.", *(f"entropy_bottleneck.{n}" for n in ("_", "target", "likelihood_lower_bound")))
 
@@ -46,14 +49,14 @@ def architecture(state: dict[str, Tensor]) -> tuple[str, dict[str, Any]]:
         raise UsageError(f"the weights have no {error}: not a model that can be imported; known: {KNOWN}") from error
 
 
-def adopt(state: dict[str, Tensor], lmbda: float) -> tuple[str, Network]:
-    """Return the name of our model and the network with these weights, of the λ that they were trained with.
+def adopt(state: dict[str, Tensor], lmbda: float, tune: str = "psnr") -> tuple[str, Network]:
+    """Return the name of our model and the network with these weights, of the λ and the measure that they were trained with.
 
     Raises UsageError if the weights are not those of a known architecture.
     """
     state = remap_old_keys("entropy_bottleneck", load_pretrained(dict(state)))
     name, config = architecture(state)
-    network = build(name, config | {"lmbda_min": lmbda, "lmbda_max": lmbda}).eval()
+    network = build(name, config | {"lmbda_min": lmbda, "lmbda_max": lmbda, "tune": tune}).eval()
     own = network.state_dict()
     taken = {}
     for key in own:

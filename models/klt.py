@@ -21,7 +21,8 @@ import torch.nn.functional as F
 from compressai.layers import GDN, AttentionBlock, ResidualBlockUpsample, ResidualBlockWithStride
 from torch import Tensor, nn
 
-from models.layers import Float32, weight_and_bias
+from bitstream.errors import UsageError
+from models.layers import BLOCK, Float32, weight_and_bias
 from models.network import Network, zero_start
 from models.swift import Swift
 
@@ -41,6 +42,17 @@ def _set(layer: nn.Module, weight: Tensor, bias: Tensor) -> None:
     own_weight, own_bias = weight_and_bias(layer)
     own_weight.copy_(weight)
     own_bias.copy_(bias)
+
+
+def check_klt_start(model: Network) -> None:
+    """Raise UsageError if a ``swift`` has more channels than the KLT of what comes before has vectors."""
+    cfg = model.cfg
+    if isinstance(model, Swift) and not (cfg.C <= 3 * BLOCK**2 and cfg.D <= 4 * cfg.C and cfg.M <= cfg.D):
+        raise UsageError(
+            f"C, D and M are {cfg.C}, {cfg.D} and {cfg.M}; "
+            f"the KLT start takes C up to {3 * BLOCK**2}, D up to 4·C and M up to D: "
+            "choose others, or set klt_start = false in the recipe"
+        )
 
 
 @torch.no_grad()

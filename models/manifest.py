@@ -27,7 +27,7 @@ def read_manifest(path: Path) -> dict[str, dict[str, Any]]:
     """Return the rows of a manifest by checkpoint name. Raises CheckpointError if it cannot be read."""
     try:
         rows = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read ({error}): reinstall learned-image-codec") from error
     for name, row in rows.items():
         if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in ("file", "sha256")):
@@ -35,14 +35,17 @@ def read_manifest(path: Path) -> dict[str, dict[str, Any]]:
     return rows
 
 
-def check_name(folder: Path, name: str, *, sha256: str | None = None, overwrite: bool = False) -> None:
+def check_name(
+    folder: Path, name: str, *, sha256: str | None = None, overwrite: bool = False,
+    cure: str = "choose another, or give -f to replace it: files that it made will not decode without it",
+) -> None:  # fmt: skip
     """Raise UsageError unless a checkpoint can get this name in a folder: a plain one, and not that of other weights."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
         raise UsageError(f"{name!r} is no name for a checkpoint: use letters, digits, '.', '_' and '-'")
     beside = folder / "manifest.toml"
     rows = read_manifest(beside) if beside.exists() else {}
     if name in rows and rows[name]["sha256"] != sha256 and not overwrite:
-        raise UsageError(f"{name} is already the name of a checkpoint in {folder}: choose another, or give -f to replace it")
+        raise UsageError(f"{name} is already the name of a checkpoint in {folder}: {cure}")
 
 
 def is_installed(row: dict[str, Any]) -> bool:

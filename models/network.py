@@ -52,8 +52,9 @@ class Network(nn.Module):
         self.cfg = cfg
         self.entropy_bottleneck = EntropyBottleneck(cfg.N if hyper else cfg.M)
         self.log2_gain = nn.Parameter(torch.zeros(cfg.levels, cfg.M))
-        for name in ("log2_gain_context", *INVERSE_GAIN):
-            self.register_parameter(name, None)
+        self.register_parameter("log2_gain_context", None)
+        for name in INVERSE_GAIN:
+            self.register_parameter(name, nn.Parameter(torch.zeros(cfg.levels, cfg.M)) if cfg.inverse_gain else None)
         if hyper:
             self.gaussian_conditional = GaussianConditional(None)
             self.log2_gain_z = nn.Parameter(torch.zeros(cfg.levels, cfg.N))

@@ -75,7 +75,7 @@ def _subpixel(weight: Tensor, bias: Tensor, weights: Weights) -> Function:
     The same sums with zeros added; see ``models.quantise.transposed_taps`` for the taps. The weight is (C, O, 5, 5).
     """
     padded = F.pad(weight, (0, 1, 0, 1))  # tap 5 is absent
-    rows = torch.tensor([[a + 2 - 2 * d for d in (-1, 0, 1)] for a in (0, 1)])  # 4, 2, 0; 5, 3, 1
+    rows = torch.tensor([[a + 2 - 2 * d for d in (-1, 0, 1)] for a in (0, 1)], device="cpu")  # 4, 2, 0; 5, 3, 1
     cells = padded[:, :, rows[:, None, :, None], rows[None, :, None, :]]  # (C, O, 2, 2, 3, 3)
     kernel = weights.ready(cells.permute(1, 2, 3, 0, 4, 5).flatten(0, 2).contiguous())
     wide = weights.ready(bias.repeat_interleave(4))

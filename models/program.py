@@ -250,7 +250,7 @@ def _flow(operation: Operation, inputs: list[tuple[int, int]], tensors: Mapping[
         if side % factor:
             raise CheckpointError(wrong)
         channels, side = channels * factor**2, side // factor
-    if (kind == "lap" and side % BLOCK) or channels > CHANNELS_MAX or side > max(SIDES["g_a"]):
+    if (kind == "lap" and side % BLOCK) or not 1 <= channels <= CHANNELS_MAX or side > max(SIDES["g_a"]):
         raise CheckpointError(wrong)
     for name, shape in _other_shapes(operation, channels).items():
         if shape_of(tensors, name) != shape:

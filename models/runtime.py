@@ -120,7 +120,7 @@ class LoadedModel:
         self.h_a = ready(programs["h_a"], dtype=encode_dtype) if layout.hyper else None
         self.g_s = ready(programs["g_s"], dtype=dtype)
         self.inverse_gain = (
-            InverseGain(checkpoint.tensors, self.config.levels, self.entropy.log2_std) if self.config.has_inverse_gain else None
+            InverseGain(checkpoint.tensors, self.config.levels, self.entropy.log2_std) if self.config.inverse_gain else None
         )
         self.log2_std = (self.entropy.log2_std.double() / 256).float().to(device)
         self.thumbnail = Thumbnail.of(checkpoint.tensors, self.config.M)  # of pictures at 1/8, if the checkpoint has it

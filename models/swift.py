@@ -142,9 +142,6 @@ class Swift(Network):
         else:
             context = CheckerboardMaskedConv2d(cfg.M, cfg.features, kernel_size=5, padding=2)
         self.context = LevelBias(context, cfg.context_levels)
-        if cfg.inverse_gain:
-            self.log2_gain_s = nn.Parameter(torch.zeros(cfg.levels, cfg.M))
-            self.level_bias_s = nn.Parameter(torch.zeros(cfg.levels, cfg.M))
         self.parameters_net = Parameters(cfg)
 
     def predict(

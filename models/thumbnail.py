@@ -64,4 +64,5 @@ class Thumbnail:
     @torch.inference_mode()
     def __call__(self, latents: Tensor) -> Tensor:
         """Return an eighth (1, 3, 2h, 2w), not clamped, of latents (1, M, h, w) as g_s takes them."""
-        return F.pixel_shuffle(F.conv2d(F.pad(latents, (1, 1, 1, 1), mode="replicate"), self._weight, self._bias), CELL)
+        with torch.autocast("cpu", enabled=False):  # a caller's must not change the pixels
+            return F.pixel_shuffle(F.conv2d(F.pad(latents, (1, 1, 1, 1), mode="replicate"), self._weight, self._bias), CELL)

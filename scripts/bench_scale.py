@@ -103,6 +103,7 @@ def main(out: Path, plot: Path | None, model: str, threads: int, quality: float,
         click.echo(json.dumps(work(command, Path(folder), model, threads, quality)))
         return
     from codec.machine import cpu_name
+    from models.manifest import manifest
 
     rows = []
     for size in map(int, megapixels.split(",")):
@@ -118,7 +119,9 @@ def main(out: Path, plot: Path | None, model: str, threads: int, quality: float,
             row["bytes"] = (Path(folder) / "a.lic").stat().st_size
         rows.append(row)
         click.echo(json.dumps(row))
-    result = {"model": model, "quality": quality, "threads": threads, "cpu": cpu_name(), "rows": rows}
+    checkpoint = manifest()[model]["sha256"]
+    facts = {"model": model, "checkpoint": checkpoint, "quality": quality, "threads": threads, "cpu": cpu_name()}
+    result = facts | {"rows": rows}
     out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     if plot is not None:
         draw(result, plot)

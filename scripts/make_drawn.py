@@ -17,8 +17,7 @@ import click
 import numpy as np
 from PIL import Image, ImageDraw, ImageEnhance, ImageFont
 
-from codec.training.data import find_images
-from codec.training.loop import VALIDATION_SHARE
+from codec.training.data import VALIDATION_SHARE, find_images
 
 WORDS = "the of and to in a is that for it as was with be by on not he his but at are this have from or had an".split()
 Colour = tuple[int, int, int]
@@ -150,6 +149,8 @@ def main(photographs: Path, out: Path, count: int, side: int, seed: int) -> None
     rng = np.random.default_rng(seed)
     paths = [path for path in find_images(photographs, 256) if not path.resolve().is_relative_to(out.resolve())]
     sources = [path for i, path in enumerate(paths) if i % VALIDATION_SHARE]  # the others stay unseen
+    if not sources:
+        raise click.ClickException(f"{photographs}: {len(paths)} pictures, all of them held out: add more")
     out.mkdir(parents=True, exist_ok=True)
     for i in range(count):
         for make in DRAWN:

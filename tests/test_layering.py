@@ -90,6 +90,7 @@ def test_a_strangers_module_file_is_the_same_error(tmp_path):
     (tmp_path / "models.py").write_text("")
     done = run_python("import codec", path=tmp_path)
     assert "ImportError: learned-image-codec needs its own package 'models'" in done.stderr
+    assert f"Python finds {tmp_path / 'models.py'}: rename that" in done.stderr
 
 
 def test_importing_our_packages_prints_nothing():

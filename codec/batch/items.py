@@ -35,18 +35,26 @@ class Item:
     overwrite: bool = False
 
 
-def find_items(source: str, target: str, *, suffixes: Iterable[str] = SUFFIXES, suffix: str = LIC) -> list[Item]:
+def find_items(
+    source: str, target: str, *, suffixes: Iterable[str] = SUFFIXES, suffix: str = LIC, others: Counter[str] | None = None
+) -> list[Item]:
     """Return the files of some suffixes below a place, those below ``target`` left out; targets get another suffix.
 
-    Raises UsageError if there are none, or names cannot be told apart.
+    ``others`` counts the files that are not taken, by their suffix in small letters ("" for none). Raises UsageError if there
+    are none to take, or names cannot be told apart.
     """
     root, goal = storage.place_of(source), storage.place_of(target)
     wanted = set(suffixes)
-    names = {name: size for name, size in storage.find(root).items() if posixpath.splitext(name)[1].lower() in wanted}
-    sources = [(storage.join(root, name), name, size) for name, size in names.items()]
-    if goal.startswith(storage.join(root, "")):
-        below = storage.join(goal, "")
-        sources = [entry for entry in sources if not entry[0].startswith(below)]
+    below = storage.join(goal, "") if goal.startswith(storage.join(root, "")) else None
+    sources = []
+    for name, size in storage.find(root).items():
+        place, kind = storage.join(root, name), posixpath.splitext(name)[1].lower()
+        if below is not None and place.startswith(below):
+            continue
+        if kind in wanted:
+            sources.append((place, name, size))
+        elif others is not None:
+            others[kind] += 1
     if not sources:
         raise UsageError(f"{source}: no files ({', '.join(sorted(wanted))}) are below it")
     return _named(sources, goal, suffix)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field, replace
 from os import PathLike
@@ -29,7 +30,7 @@ class Summary:
     """What a run did. ``done``, bytes and ``warned`` are of its own work, ``skipped`` had been done before.
 
     ``failures`` are the manifest rows of pictures that failed; ``warned`` counts those done with a warning, which their rows
-    have.
+    have; ``others`` counts the files of the source folder that were not taken, by their suffix.
     """
 
     manifest: str
@@ -41,6 +42,7 @@ class Summary:
     target_bytes: int = 0
     seconds: float = 0.0
     failures: list[Row] = field(default_factory=list)
+    others: Counter[str] = field(default_factory=Counter)
 
     @property
     def failed(self) -> int:
@@ -89,11 +91,12 @@ def run(
     if workers is not None and workers < least:
         raise UsageError(f"workers is {workers}, expected {least} or more")
     chosen = Options(**_checked(options)).resolved()
-    items = _items(source, target, listed, chosen)
+    others: Counter[str] = Counter()
+    items = _items(source, target, listed, chosen, others)
     goal = storage.place_of(target)
     workers = _workers(items, workers, engine)
     book = Manifest(storage.join(goal, NAME) if manifest is None else storage.place_of(manifest), goal)
-    summary = Summary(book.place, len(items))
+    summary = Summary(book.place, len(items), others=others)
     with book:
         todo, kept = _plan(items, book.rows, chosen, goal, overwrite)
         summary.skipped = len(items) - len(todo)
@@ -126,14 +129,16 @@ def _checked(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _items(
-    source: str | PathLike[str] | None, target: str | PathLike[str], listed: str | PathLike[str] | None, options: Options
-) -> list[Item]:
+    source: str | PathLike[str] | None, target: str | PathLike[str], listed: str | PathLike[str] | None, options: Options,
+    others: Counter[str],
+) -> list[Item]:  # fmt: skip
     if (source is None) == (listed is None):
         raise UsageError("give either a source or a list")
     suffix = options.suffix if options.decode else LIC
     if listed is not None or (PurePath(str(source)).suffix.lower() == ".txt" and not os.path.isdir(str(source))):
         return listed_items(str(source if listed is None else listed), str(target), suffix=suffix)
-    return find_items(str(source), str(target), suffixes=(LIC,) if options.decode else SUFFIXES, suffix=suffix)
+    suffixes = (LIC,) if options.decode else SUFFIXES
+    return find_items(str(source), str(target), suffixes=suffixes, suffix=suffix, others=others)
 
 
 def _workers(items: Sequence[Item], workers: int | None, engine: str) -> int | None:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from codec.batch import Summary
 
 SHOWN_FAILURES = 50  # lines; the manifest has all
+SHOWN_KINDS = 4
 UNITS = ("bytes", "kB", "MB", "GB", "TB")
 
 _OPTIONS = (
@@ -100,7 +101,7 @@ def batch(
 def _facts(summary: Summary) -> dict[str, Any]:
     names = ("pictures", "done", "skipped", "failed", "warned", "source_bytes", "target_bytes")
     facts = {name: getattr(summary, name) for name in names}
-    return facts | {"seconds": round(summary.seconds, 3), "manifest": summary.manifest}
+    return facts | {"others": dict(summary.others), "seconds": round(summary.seconds, 3), "manifest": summary.manifest}
 
 
 def _sentence(summary: Summary) -> str:
@@ -110,7 +111,16 @@ def _sentence(summary: Summary) -> str:
     parts += [f"{summary.seconds:.1f} s"]
     parts += [f"{summary.skipped} were done before"] if summary.skipped else []
     parts += [f"{summary.warned} with warnings (in {summary.manifest})"] if summary.warned else []
-    return ", ".join([*parts, f"{summary.failed} failed"])
+    return ", ".join([*parts, f"{summary.failed} failed"]) + _left_out(summary)
+
+
+def _left_out(summary: Summary) -> str:
+    """Return how many files were not taken, and the suffixes that most of them have, if there are any."""
+    if not summary.others:
+        return ""
+    kinds = [f"{count} {kind or 'without a suffix'}" for kind, count in summary.others.most_common(SHOWN_KINDS)]
+    more = ["…"] if len(summary.others) > SHOWN_KINDS else []
+    return f"; {summary.others.total()} other files left out ({', '.join([*kinds, *more])})"
 
 
 def _bytes(number: float) -> str:

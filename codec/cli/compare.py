@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING
 import click
 
 from bitstream.errors import UsageError
+from bitstream.limits import Limits
 from codec.cli.files import is_terminal
-from codec.cli.options import DEVICES, PATH, printable, set_threads
+from codec.cli.options import DEVICES, PATH, max_pixels_option, printable, set_threads
 
 if TYPE_CHECKING:
     from codec.evaluation.contenders import Contender
@@ -35,11 +36,12 @@ DEFAULT_BPP = 0.25  # where codecs differ to the eye
               help="A name from `codec models`, or a .safetensors path; several times for several; '' for none.")  # fmt: skip
 @click.option("--peers", "peer_names", help="Comma-separated.  [default: those installed of jpeg, webp, avif, jxl, jpeg2000]")
 @click.option("-f", "--force", is_flag=True, help="Overwrite the page.")
+@max_pixels_option
 @click.option("--threads", type=click.IntRange(1), help="CPU threads (default: all cores).")
 @click.option("--device", type=DEVICES, default="auto", show_default=True, help="Where the transforms run.")
 def compare(
     sources: tuple[Path, ...], out: Path, bpp: float | None, size: str | None, quality: float | None, models: tuple[str, ...],
-    peer_names: str | None, force: bool, threads: int | None, device: str,
+    peer_names: str | None, force: bool, max_pixels: int, threads: int | None, device: str,
 ) -> None:  # fmt: skip
     """Show pictures as every codec leaves them at the same number of bytes: one HTML page that needs nothing else.
 
@@ -57,13 +59,16 @@ def compare(
         if not os.path.exists(source):
             raise UsageError(f"{source}: no such file")
     set_threads(threads)
+    limits = Limits(max_pixels=max_pixels)
     import torch
 
     from codec import images
     from codec.comparison.match import compare as match
     from codec.comparison.page import page
 
-    pictures = [(os.fsencode(source.name).decode("utf-8", "replace"), images.load(source).bare) for source in sources]
+    pictures = [
+        (os.fsencode(source.name).decode("utf-8", "replace"), images.load(source, limits=limits).bare) for source in sources
+    ]
     contenders = _contenders(models, peer_names, threads or torch.get_num_threads(), device)
     with _bar(len(pictures) * len(contenders)) as progress:
         shown = [match(name, picture, goal, contenders, progress) for name, picture in pictures]

@@ -62,6 +62,8 @@ def evaluate(
     from codec.evaluation.contenders import ModelContender, PeerContender
     from codec.evaluation.peers import peers
 
+    if quoted_file is not None and out is None:
+        raise UsageError("--quoted draws published curves beside the measured ones: give a folder for the plots, -o out/")
     threads = threads or max(1, torch.get_num_threads() // jobs)
     contenders: list[Contender] = [ModelContender.of(model, device) for model in models if model]
     contenders += [PeerContender.of(peer, threads) for peer in peers(peer_names)]

@@ -22,11 +22,10 @@ import click
 from bitstream.errors import UsageError, WriteError, unexpected
 from bitstream.limits import Limits
 from codec.cli.options import FILE_OR_STREAM, printable, sentence_of
-from codec.files import check_target, write_atomic
+from codec.files import check_target, read_stream, write_atomic
 from codec.pairs import STREAM, Pair, check_pairs, many_pairs, single_pair
 
 Row = dict[str, Any]  # what is known of a file: the keys of --json
-PIECE = 2**20  # of stdin: asked for all at once, Python would allocate the limit
 
 
 @dataclass(frozen=True)
@@ -105,11 +104,7 @@ def file_options(suffix: str) -> Callable[[Callable[..., None]], Callable[..., N
 def read_stdin(limits: Limits) -> bytes:
     """Return all of stdin. Raises UsageError for a terminal, LimitError for more bytes than ``limits`` allow."""
     check_stdin()
-    data = bytearray()
-    while piece := sys.stdin.buffer.read(PIECE):
-        data += piece
-        limits.check_bytes(len(data))
-    return bytes(data)
+    return read_stream(sys.stdin.buffer, limits)
 
 
 def is_terminal(stream: TextIO | None) -> bool:

@@ -175,4 +175,4 @@ def check_names(contenders: Sequence[Contender]) -> None:
         raise UsageError("no model and no peer is given: name one, for example --peers jpeg,webp")
     for name in names:
         if names.count(name) > 1:
-            raise UsageError(f"two contenders are called {name}: give each once")
+            raise UsageError(f"two contenders are called {name}: give each once, or rename one of the files")

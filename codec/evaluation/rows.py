@@ -25,7 +25,7 @@ import torch
 from bitstream.errors import ImageError, LimitError, UsageError
 from codec import __version__, images
 from codec.evaluation.contenders import Contender
-from codec.files import lock_folder, read_bytes, write_atomic
+from codec.files import lock_folder, read_bytes, walk_files, write_atomic
 from codec.images import SUFFIXES, Picture, Pixels
 from codec.machine import cpu_name
 from codec.metrics import bpp, ms_ssim_db, psnr_db
@@ -52,11 +52,11 @@ class Source:
 
 
 def find_sources(folder: Path, skipped: Callable[[str], None], out: Path | None = None) -> list[Source]:
-    """Return the pictures below a folder, those below ``out`` left out; ``skipped`` is told why one cannot be used.
+    """Return the pictures below a folder, hidden ones and those below ``out`` left out.
 
-    Raises UsageError if none can.
+    ``skipped`` is told why one cannot be used. Raises UsageError if none can.
     """
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    paths = sorted(path for path in map(Path, walk_files(folder)) if path.suffix.lower() in SUFFIXES)
     if out is not None:
         paths = [path for path in paths if not path.resolve().is_relative_to(out.resolve())]
     sources = []

@@ -1,30 +1,33 @@
-"""Training pictures in memory: decoded once to uint8, cropped where they lie (CPU or GPU)."""
+"""Training pictures: found, held out, decoded once to uint8, cropped where they lie (CPU or GPU)."""
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
-from bitstream.errors import UsageError
-from codec.images import SUFFIXES
+from bitstream.errors import ImageError, LimitError, UsageError
+from codec import images
+from codec.files import walk_files
+
+VALIDATION_SHARE = 64  # one picture in so many is held out when no validation folder is given
 
 
 def find_images(folder: str | Path, min_side: int = 1) -> list[Path]:
-    """Return all pictures below a folder in sorted order, those with a side below ``min_side`` left out.
+    """Return all pictures below a folder in sorted order, hidden ones and those with a side below ``min_side`` left out.
 
     Raises UsageError if there are none, or for a file that is no picture.
     """
-    paths = sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in SUFFIXES)
+    paths = sorted(path for path in map(Path, walk_files(folder)) if path.suffix.lower() in images.SUFFIXES)
     kept = []
     for path in paths:
         try:
-            with Image.open(path) as image:
+            with open(path, "rb") as file, images.open_picture(file) as image:
                 side = min(image.size)
-        except OSError as error:
+        except images.DAMAGE as error:
             raise UsageError(f"{path}: not a picture that Pillow can read: remove it") from error
         if side >= min_side:
             kept.append(path)
@@ -33,20 +36,36 @@ def find_images(folder: str | Path, min_side: int = 1) -> list[Path]:
     return kept
 
 
+def split_images(folder: str | Path, min_side: int) -> tuple[list[Path], list[Path]]:
+    """Return the pictures below a folder to train on, and those held out: every 64th of all, whatever ``min_side`` is.
+
+    So what one stage of a training holds out, the next one with larger crops does too. Raises as ``find_images`` does, and
+    UsageError if all are held out.
+    """
+    every, kept = find_images(folder), find_images(folder, min_side)
+    held = set(every[::VALIDATION_SHARE])
+    held_out = [path for path in kept if path in held] or kept[::VALIDATION_SHARE]
+    others = [path for path in kept if path not in set(held_out)]
+    if not others:
+        raise UsageError(f"{folder}: {len(kept)} pictures, all held out: add more")
+    return others, held_out
+
+
 def load_rgb(path: Path) -> Tensor:
-    """Decode one picture to a (3, H, W) uint8 tensor. Raises UsageError if it is damaged."""
+    """Decode one picture to a (3, H, W) uint8 tensor, as the codec reads it. Raises UsageError if it cannot be."""
     try:
-        with Image.open(path) as image:
-            return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).contiguous()
-    except (OSError, SyntaxError, ValueError) as error:
-        raise UsageError(f"{path}: cannot be decoded ({error}): remove it") from error
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of alpha, 16 bits and more that training does not need
+            return torch.from_numpy(images.load(path).pixels).permute(2, 0, 1).contiguous()
+    except (ImageError, LimitError) as error:
+        raise UsageError(f"{error} (or remove it from the training pictures)") from error
 
 
 class CropStore:
     """All pictures of a list as uint8 on one device; draws batches of random crops, mirrored half of the time."""
 
     def __init__(self, paths: list[Path], device: torch.device) -> None:
-        self.images = [load_rgb(path).to(device) for path in paths]
+        self.pictures = [load_rgb(path).to(device) for path in paths]
         self.device = device
 
     def batch(self, size: int, crop: int, rng: np.random.Generator, part: slice = slice(None)) -> Tensor:
@@ -55,12 +74,12 @@ class CropStore:
         ``part`` of them, if it is given: what is drawn from ``rng`` is the same.
         """
         draws = []
-        for index in rng.integers(len(self.images), size=size):
-            _, h, w = self.images[index].shape
+        for index in rng.integers(len(self.pictures), size=size):
+            _, h, w = self.pictures[index].shape
             draws.append((index, int(rng.integers(h - crop + 1)), int(rng.integers(w - crop + 1)), rng.random() < 0.5))
         crops = []
         for index, top, left, flip in draws[part]:
-            piece = self.images[index][:, top : top + crop, left : left + crop]
+            piece = self.pictures[index][:, top : top + crop, left : left + crop]
             crops.append(piece.flip(2) if flip else piece)
         return torch.stack(crops).float() / 255
 

@@ -17,8 +17,7 @@ from torch import Tensor
 import checkpoints
 from bitstream.errors import CodecError, UsageError
 from codec.release import release
-from codec.training.data import CropStore, find_images, load_rgb
-from codec.training.loop import VALIDATION_SHARE
+from codec.training.data import CropStore, load_rgb, split_images
 from codec.training.recipe import Recipe
 from codec.training.state import read_state
 from models.network import Network
@@ -41,17 +40,14 @@ def export_state(
     """
     state = read_state(state_path, torch.device("cpu"))
     recipe, model = trained_model(state_path, state)
-    paths = find_images(data, recipe.crop)
-    held_out = paths[::VALIDATION_SHARE]
-    held = set(held_out)
-    calibration = [p for p in paths if p not in held][:CALIBRATION_PICTURES]
-    if not calibration:
-        raise UsageError(f"{data}: {len(paths)} pictures, all held out for measuring: add more")
+    training, held_out = split_images(data, recipe.crop)
+    calibration = training[:CALIBRATION_PICTURES]
     facts = {
         "steps": state["step"],
         "minutes": round(state["minutes"], 1),
         "data": f"{state['pictures']} pictures, crops of {recipe.crop}",
         **({"start": state["start"]} if state.get("start") else {}),
+        **({} if state.get("held_out", True) else {"measured_on": "pictures of the training data, held out or not"}),
         "tune": model.cfg.tune,
         "recipe": state["recipe"],
     }

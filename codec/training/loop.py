@@ -21,23 +21,25 @@ from torch.optim.lr_scheduler import MultiStepLR, ReduceLROnPlateau
 
 from bitstream.errors import UsageError
 from bitstream.tables import master_from_mass
-from codec.training.data import CropStore, find_images, validation_batches
+from codec.training.data import CropStore, find_images, split_images, validation_batches
 from codec.training.devices import launch
 from codec.training.muon import MuonAdam, muon_weights
 from codec.training.parameters import learns, parameter_groups
 from codec.training.recipe import MS_SSIM_CROP, Recipe
 from codec.training.start import starting_weights
 from codec.training.state import read_state, write_state
-from models.klt import klt_start
+from models.klt import check_klt_start, klt_start
 from models.network import rate_distortion
 from models.registry import build
 from models.row_bits import bits_of_rows
 from models.symbol_tables import count_symbols, fit_rows, has_rows
 
 COUNTED_BATCHES = 32  # of pictures whose symbols the rows are counted on
-VALIDATION_SHARE = 64  # one picture in so many is held out when no validation folder is given
+VALIDATION_PICTURES = 16  # at most, where no validation folder is given
+KLT_CROP = 128  # at most, of the 384 crops of the KLT start: gigabytes otherwise
 MILESTONES = (40, 90, 140)  # epochs after which "multistep" multiplies the rates by MULTISTEP_FACTOR
 MULTISTEP_FACTOR = 0.5
+NOISE_STRIDE = 1_000_003
 
 
 def _silent(_: dict[str, Any]) -> None:
@@ -115,19 +117,26 @@ class Trainer:
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(learns(name, recipe.only))
         if recipe.muon and not muon_weights(parameter_groups(self.model, recipe)):
-            raise UsageError(f"recipe: muon is on, but no convolutions of residual blocks learn ({recipe.model}): leave it out")
+            raise UsageError(
+                f"recipe: muon is on, but only is {recipe.only!r}, so no convolutions of g_a and g_s learn: leave it out"
+            )
         self.start: dict[str, Any] | None = None
         taken: dict[str, Tensor] = {}
         if start is not None:
             taken, self.start = starting_weights(start, self.model)
-        paths = find_images(dataset, recipe.crop)
-        least = MS_SSIM_CROP if self.model.cfg.tune == "ms-ssim" else 64
-        held_out = find_images(valid, least) if valid else paths[::VALIDATION_SHARE]
-        held = set(held_out)
-        self.train_paths = [p for p in paths if p not in held]
-        self.valid_paths = held_out[:16]
-        if not self.train_paths:
-            raise UsageError(f"{dataset}: {len(paths)} pictures, all held out for validation: add more or give --valid")
+        needs_start = recipe.klt_start and "log2_gain" not in taken
+        if needs_start:
+            check_klt_start(self.model)
+        if valid is None:
+            self.train_paths, held_out = split_images(dataset, recipe.crop)
+            self.valid_paths = held_out[:VALIDATION_PICTURES]
+        else:
+            self.valid_paths = find_images(valid, MS_SSIM_CROP if self.model.cfg.tune == "ms-ssim" else 64)
+            held = {path.resolve() for path in self.valid_paths}
+            self.train_paths = [path for path in find_images(dataset, recipe.crop) if path.resolve() not in held]
+            if not self.train_paths:
+                raise UsageError(f"{dataset}: all of its pictures are those of {valid}: add more")
+        self.is_split = valid is None
         self.fabric = launch(device, devices)  # what is bad was said before, by one process
         self.rng = np.random.default_rng(recipe.seed)
         self.valid_batches = validation_batches(self.valid_paths, recipe.test_batch_size)
@@ -135,8 +144,9 @@ class Trainer:
         self.batch_size = recipe.batch_size * self.fabric.world_size
         self.part = slice(self.fabric.global_rank * recipe.batch_size, (self.fabric.global_rank + 1) * recipe.batch_size)
         self.epoch_steps = math.ceil(len(self.train_paths) / self.batch_size)
-        if recipe.klt_start and "log2_gain" not in taken:
-            klt_start(self.model, [self.store.batch(16, recipe.crop, self.rng).cpu() for _ in range(24)])
+        if needs_start:
+            crop = min(recipe.crop, KLT_CROP)
+            klt_start(self.model, [self.store.batch(16, crop, self.rng).cpu() for _ in range(24)])
         self.model.load_state_dict(taken, strict=False)
         self.memory_format = torch.channels_last if self.model.cfg.bf16_channels_last else torch.contiguous_format
         self.model.to(memory_format=self.memory_format)
@@ -165,6 +175,7 @@ class Trainer:
             "schedule": self.schedule.state_dict(),
             "start": self.start,
             "rows": self.model.rows,
+            "held_out": self.is_split,
         }
         write_state(path, state)
 
@@ -194,6 +205,9 @@ class Trainer:
         self.ema = state["ema"]
         self.step, self.minutes = state["step"], state["minutes"]
         self.rng.bit_generator.state = json.loads(state["rng"])
+        torch.manual_seed(
+            self.recipe.seed + self.fabric.global_rank + NOISE_STRIDE * self.step
+        )  # not the noise of the start again
 
     # -- the loop ------------------------------------------------------------------------------------------------
 

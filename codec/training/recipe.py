@@ -34,8 +34,8 @@ CODE_RATES: dict[str, dict[str, tuple[int, int]]] = {  # channels N, M as the re
 
 @dataclass(frozen=True)
 class Recipe:
-    """All that decides a run. Rates are Adam learning rates, also of the residual blocks' convolutions that ``muon`` hands to
-    Muon; crop is a side in pixels, a multiple of 64; batch_size is that of each process.
+    """All that decides a run. Rates are Adam learning rates; with ``muon`` those convolutions that ``parameters`` says learn by
+    Muon, at lr_blocks. crop is a side in pixels, a multiple of 64; batch_size is that of each process.
 
     The schedule ends after ``epochs``, or after ``minutes`` where epochs is 0, and never later than after ``steps``. In its
     last ``float32_share`` every other step runs in float32, as decoders do (docs/training.md, 9 and 23).
@@ -77,12 +77,12 @@ class Recipe:
             kinds = (int, float) if isinstance(default, float) else (type(default),)
             if not isinstance(value, kinds) or (isinstance(value, bool) and not isinstance(default, bool)):
                 raise UsageError(f"recipe: {f.name} is {value!r}, expected a value like {default!r}")
-        for name in ("minutes", "steps", "save_minutes", "validate_minutes"):
+        for name in ("minutes", "steps", "save_minutes", "validate_minutes", "grad_clip"):
             if not getattr(self, name) > 0:
                 raise UsageError(f"recipe: {name} is {getattr(self, name)}, expected more than 0")
         if self.crop < 64 or self.crop % 64:
             raise UsageError(f"recipe: crop is {self.crop}, expected a multiple of 64: choose 128, 192 or 256")
-        for name, least in (("batch_size", 1), ("test_batch_size", 1), ("epochs", 0), ("recount_steps", 0)):
+        for name, least in (("batch_size", 1), ("test_batch_size", 1), ("epochs", 0), ("recount_steps", 0), ("seed", 0)):
             if getattr(self, name) < least:
                 raise UsageError(f"recipe: {name} is {getattr(self, name)}, expected at least {least}")
         for name in LEARNING_RATES:
@@ -111,7 +111,7 @@ class Recipe:
         except OSError as error:
             known = ", ".join(shipped())
             raise UsageError(f"recipe {path}: cannot be read ({error.strerror}); shipped recipes: {known}") from error
-        except tomllib.TOMLDecodeError as error:
+        except ValueError as error:  # of TOML, or of UTF-8
             raise UsageError(f"recipe {path}: not valid TOML: {error}") from error
         fields = {f.name for f in dataclasses.fields(cls)}
         unknown = sorted(set(values) - fields)

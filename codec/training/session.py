@@ -61,7 +61,7 @@ def train_with_progress(
     trainer.close()
     if writer is not None:
         writer.close()
-    console.print(f"saved {state}; next: codec export {state} --data {dataset}")
+    console.print(f"saved {state}; next: codec export {state} --data {dataset} --name NAME --out FOLDER")
 
 
 def check_state(state: Path, resume: bool) -> None:

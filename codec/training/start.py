@@ -39,7 +39,12 @@ def starting_weights(path: Path, model: Network) -> tuple[dict[str, Tensor], dic
             raise UsageError(f"{path}: its recipe is of another version ({error!r}): start from a checkpoint") from error
         source, origin = state["ema"], {"model": recipe["model"], "step": state["step"]}
     taken = transferable(model, source | regraded(source, cfg, model.cfg))
-    if cfg.has_inverse_gain and not model.cfg.has_inverse_gain and any(name.startswith("g_s.") for name in taken):
+    if getattr(cfg, "linear_scale", False) != (linear := getattr(model.cfg, "linear_scale", False)):
+        raise UsageError(
+            f"{path}: its scales are {'logarithms' if linear else 'linear'}, as the recipe's are not: "
+            f"set linear_scale = {str(not linear).lower()} in [config]"
+        )
+    if cfg.inverse_gain and not model.cfg.inverse_gain and any(name.startswith("g_s.") for name in taken):
         raise UsageError(
             f"{path}: its g_s knows inverse gains, the recipe leaves them out: set inverse_gain = true in [config]"
         )
@@ -59,6 +64,8 @@ def released_weights(path: Path) -> tuple[dict[str, Tensor], RateConfig, dict[st
     dequantise(network, checkpoint.tensors)
     fit_density(network, checkpoint.tensors)
     state = {name: value.detach() for name, value in network.state_dict().items()}
+    if not network.layout().hyper:  # the density of y is in the checkpoint as a table alone
+        state = {name: value for name, value in state.items() if not name.startswith("entropy_bottleneck.")}
     return state, network.cfg, {"model": checkpoint.model, "checkpoint": checkpoint.sha256[:8]}
 
 

@@ -42,7 +42,7 @@ class OverfitConfig:
         for key, value in config.items():
             if key not in known:
                 raise UsageError(f"model overfit: unknown config key {key!r}; known keys: {', '.join(sorted(known))}")
-            if type(value) is not known[key] or not 0 < float(value) <= SIZE_MAX:
+            if type(value) is not known[key] or not 0 < value <= SIZE_MAX:
                 raise UsageError(
                     f"model overfit: {key} is {value!r}, expected a {known[key].__name__} above 0, at most {SIZE_MAX}"
                 )

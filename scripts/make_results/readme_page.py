@@ -10,8 +10,10 @@ from measured import RESULTS, ROOT, load
 from codec.evaluation.curves import quoted, values
 from codec.evaluation.report import NAMES, bd_table, table
 from codec.evaluation.rows import MEASURES
+from models.manifest import manifest
 
 TUNED = ("swift", "swift-ms-ssim")
+PICTURE = "the synthetic examples/{name}.png ({width}×{height} pixels)"
 QUOTED = (
     "bmshj2018-factorized", "bmshj2018-hyperprior", "mbt2018-mean", "mbt2018", "cheng2020-attn", "ELIC (official csv)",
     "BPG 4:4:4", "AV1", "VTM", "course report 2022, factorized", "course report 2022, hyperprior",
@@ -25,6 +27,12 @@ def section() -> str:
     parts |= {"speed": speed, "scale": scale}
     text = "\n".join(write(load(f"{name}.json")) for name, write in parts.items())
     return text + start(load("start.json")) + batch(load("batch.json")) + "\n" + trust(load("fuzz.json"), load("kill.json"))
+
+
+def aged(result: dict[str, Any]) -> str:
+    """Return a remark if a result was measured with another checkpoint than the one that is shipped now."""
+    now, then = manifest()[result.get("model", TUNED[0])]["sha256"], result.get("checkpoint")
+    return "" if then == now else f", an older checkpoint ({then[:8]})" if then else ", an older checkpoint"
 
 
 def peers_of(kodak: dict[str, Any]) -> list[str]:
@@ -136,8 +144,8 @@ def speed(result: dict[str, Any]) -> str:
     ]
     head = ["quality", "bpp", "encode (ms)", "decode (ms)", "peer encode", "peer decode", "encode ratio", "decode ratio"]
     return (
-        f"In-process times for {picture['width']}×{picture['height']} pixels, {result['threads']} threads, "
-        f"{result['machine']['cpu']}, medians of {result['runs']} runs, beside {result['peer']} in the same run. "
+        f"In-process times for {PICTURE.format(**picture)}, {result['threads']} threads, "
+        f"{result['machine']['cpu']}{aged(result)}, medians of {result['runs']} runs, beside {result['peer']} in the same run. "
         "On CPUs with AMX or AVX512-BF16 most convolutions of the encoder run in bf16.\n\n" + table(head, rows)
     )
 
@@ -147,8 +155,8 @@ def start(result: dict[str, Any]) -> str:
     picture, times = result["picture"], result["median_s"]
     names = {name: f"`codec {name}`" for name in times} | {"import torch": '`python -c "import torch"`'}
     return (
-        f"\nCold starts, whole processes, `{result['model']}`, a picture of {picture['width']}×{picture['height']} pixels, "
-        f"{result['threads']} threads, {result['machine']['cpu']}, medians of {result['runs']}:\n\n"
+        f"\nCold starts, whole processes, `{result['model']}`, {PICTURE.format(**picture)}, "
+        f"{result['threads']} threads, {result['machine']['cpu']}{aged(result)}, medians of {result['runs']}:\n\n"
         + table(list(names.values()), [[f"{times[name]:.2f} s" for name in names]])
     )
 
@@ -158,7 +166,7 @@ def batch(result: dict[str, Any]) -> str:
     one, two = (result["local"][key]["median"]["seconds"] for key in ("1", "2"))
     ray, killed = result["ray"]["seconds"], result["killed"]
     return (
-        f"\n`codec batch`, {result['pictures']} pictures of {result['megapixels']:.0f} megapixels in all, {result['cpu']}, "
+        f"\n`codec batch`, {result['pictures']} pictures of {result['megapixels']:.0f} megapixels in all, {result['cpu']}{aged(result)}, "
         f"whole runs: {one:.1f} s by one worker, {two:.1f} s by two ({result['speedup']:.2f} times as fast); the engine ray: "
         f"{ray:.1f} s, with equal bytes. A worker killed, then the whole run, and gone on with: {killed['rows']} rows, "
         f"{killed['listed_twice']} twice.\n"
@@ -178,7 +186,8 @@ def scale(result: dict[str, Any]) -> str:
         rows.append([f"{megapixels:.1f}", *cells, f"{100 * crop['bytes_read'] / r['bytes']:.1f} %"])
     head = ["megapixels", "encode (s per MP)", "decode (s per MP)", "1/8 (s per MP)", "peak memory, encode (GB)", "decode (GB)"]
     return (
-        f"Large pictures, `{result['model']}` at quality {result['quality']:g}, {result['threads']} threads, {result['cpu']}; "
+        f"Large pictures (mirrored copies of examples/lake.png), `{result['model']}` at quality {result['quality']:g}, "
+        f"{result['threads']} threads, {result['cpu']}{aged(result)}; "
         "memory is all that the process had resident, PNG files read and written included; the crop is 512×512 pixels from the "
         "middle, in seconds and parts of the whole picture's time and bytes:\n\n"
         + table([*head, "crop", "bytes read"], rows)

@@ -1,6 +1,7 @@
 """The container: literal bytes, and an error of its own for each way in which a file can be off."""
 
 import dataclasses
+import io
 import struct
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import zlib
 import pytest
 
 from bitstream.chunks import ALPHA, EXIF, GRIDS, ICC, NETWORKS, XMP, Y_TILE, Metadata, Z, tile_kinds
-from bitstream.container import Container, Tile
+from bitstream.container import Container, Tile, open_container
 from bitstream.errors import CodecError, FormatError, LimitError, VersionError
 from bitstream.header import SIGNATURE, Header, unpack_header
 from bitstream.limits import MAX_SIDE, Limits
@@ -420,3 +421,12 @@ def test_rejects_sealed_bytes_behind_the_last_chunk(trailing):
 def test_rejects_an_index_in_a_file_of_one_tile():
     with pytest.raises(FormatError, match=r"chunks are \[1, 2, 4\], expected one Z and one Y_TILE"):
         Container.unpack(chunked((Z, b"\xaa"), (Y_TILE, b"\xbb\xcc"), (4, b"")))
+
+
+def test_a_file_that_cannot_be_read_is_named_as_such():
+    class Failing(io.BytesIO):
+        def read(self, size=-1):
+            raise OSError(5, "Input/output error")
+
+    with pytest.raises(FormatError, match="the file cannot be read .Input/output error.: copy it anew"):
+        open_container(Failing(FILE))

@@ -8,7 +8,7 @@ import pytest
 
 from bitstream.container import Container
 from bitstream.errors import FormatError, UsageError
-from codec import info
+from codec import info, inspect
 from codec.describe import describe
 
 
@@ -73,3 +73,17 @@ def test_a_picture_above_the_readers_limit_can_be_described(file):
     header = dataclasses.replace(container.header, width=2**20, height=2**20)
     file.write_bytes(Container(header, container.chunks).pack())
     assert describe(file)["width"] == 2**20
+
+
+@pytest.mark.parametrize("kind", [bytearray, memoryview])
+@pytest.mark.parametrize("function", [info, inspect])
+def test_bytes_of_any_kind_are_taken(file, function, kind, tiny_checkpoint):
+    options = {} if function is info else {"model": tiny_checkpoint}
+    assert function(kind(file.read_bytes()), **options) is not None
+
+
+@pytest.mark.parametrize("function", [info, inspect])
+@pytest.mark.parametrize("source", [None, 0, [b"a"]])
+def test_what_is_no_file_is_a_usage_error(function, source):
+    with pytest.raises(UsageError, match="expected the bytes of a file or its path"):
+        function(source)

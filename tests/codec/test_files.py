@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import stat
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 from bitstream.errors import LimitError, UsageError, WriteError
 from bitstream.limits import Limits
 from codec import files
-from codec.files import check_target, open_bytes, read_bytes, write_atomic
+from codec.files import check_target, open_bytes, read_bytes, read_stream, write_atomic
 
 
 def test_writes_the_bytes_and_nothing_else(tmp_path):
@@ -199,3 +200,24 @@ def test_a_file_that_is_too_large_is_closed(tmp_path, monkeypatch, kind):
 def test_an_error_while_reading_is_named():
     with pytest.raises(UsageError, match=r"/proc/self/mem: cannot be read \(Input/output error\)"):
         read_bytes("/proc/self/mem")
+
+
+def test_a_pipe_is_read_in_pieces(tmp_path):
+    """Asked for all at once, Python would allocate the limit."""
+    asked = []
+
+    class Pipe(io.BytesIO):
+        def read(self, size=-1):
+            asked.append(size)
+            return super().read(size)
+
+    assert read_stream(Pipe(bytes(3 * 2**20)), Limits()) == bytes(3 * 2**20)
+    assert max(asked) <= 2**20
+    with pytest.raises(LimitError, match="the limit is 100"):
+        read_stream(Pipe(bytes(2**21)), Limits(max_memory=100))
+    assert len(asked) == 6
+
+
+def test_a_name_with_a_nul_is_a_usage_error(tmp_path):
+    with pytest.raises(UsageError, match="not a usable file name"):
+        write_atomic(tmp_path / "a\0b", b"data")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from click.testing import CliRunner
@@ -197,3 +199,17 @@ def test_a_name_is_replaced_only_when_asked(tmp_path):
     with pytest.raises(UsageError, match="already the name"):
         import_weights(other, "mine", None, 0.01, tmp_path)
     assert import_weights(other, "mine", None, 0.01, tmp_path, overwrite=True)["sha256"] != first["sha256"]
+
+
+def test_what_weights_are_tuned_for_is_in_their_name(tmp_path):
+    torch.save(ScaleHyperprior(8, 12).state_dict(), tmp_path / "bmshj2018-hyperprior-ms-ssim-3-92dd7878.pth.tar")
+    row = import_weights(next(tmp_path.iterdir()), "mine", None, None, tmp_path / "out")
+    assert row["tune"] == "ms-ssim"
+    assert row["rd"][0]["lmbda"] == pytest.approx(8.73 / 1250, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    "kind", ["bmshj2018-factorized-prior-3-5c6f152b", "cheng2020_attn-mse-3-2d07bbdf", "mbt2018-mean-3-723404a8"]
+)
+def test_published_names_say_the_lmbda(kind):
+    assert importing._lmbda_of(Path(f"{kind}.pth.tar"), "psnr") == 0.0067

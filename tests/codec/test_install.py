@@ -102,3 +102,35 @@ def test_a_manifest_beside_with_strange_rows_is_refused(package, tmp_path, text)
     (tmp_path / "manifest.toml").write_text(text)
     with pytest.raises(CheckpointError, match="has no file and sha256"):
         install_checkpoint(source)
+
+
+def test_a_taken_name_has_a_cure_that_exists(package, tmp_path):
+    """As of an older release's checkpoint, whose name is the new one's."""
+    folder, source = package
+    (tmp_path / "manifest.toml").write_text((folder / "manifest.toml").read_text())
+    (folder / "manifest.toml").write_text((folder / "manifest.toml").read_text().replace('sha256 = "', 'sha256 = "0000'))
+    result = CliRunner().invoke(main, ["models", "--install", str(source)])
+    assert "tiny is already the name of a checkpoint" in result.output
+    assert "give it another with --as NAME" in result.output
+    result = CliRunner().invoke(main, ["models", "--install", str(source), "--as", "tiny-old"])
+    assert result.exit_code == 0, result.output
+    assert is_installed(manifest()["tiny-old"])
+    assert manifest()["tiny"]["sha256"].startswith("0000")
+
+
+def test_a_row_without_rd_is_installed(package):
+    """As overfit's."""
+    folder, source = package
+    (folder / "manifest.toml").write_text((folder / "manifest.toml").read_text().replace("rd = []\n", ""))
+    assert install_checkpoint(source) == "tiny"
+    assert CliRunner().invoke(main, ["models"]).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    "change", [("kmac_per_pixel = { encode = 1.0, decode = 1.0 }", "kmac_per_pixel = {}"), ("steps = 1\n", "")]
+)
+def test_a_row_that_could_not_be_listed_is_refused(package, change):
+    folder, source = package
+    (folder / "manifest.toml").write_text((folder / "manifest.toml").read_text().replace(*change))
+    with pytest.raises(UsageError, match="its manifest row tiny has no"):
+        install_checkpoint(source)

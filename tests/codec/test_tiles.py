@@ -11,6 +11,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from PIL import Image
+from switches import default_dtype
 
 import codec
 from bitstream.container import Container, open_container
@@ -20,7 +21,7 @@ from bitstream.limits import Limits
 from codec import Codec, images, info, inspect
 from codec.cli.main import main
 from codec.metrics import psnr_db
-from codec.tiles import TileDecoder
+from codec.tiles import TileDecoder, TileEncoder
 from codec.workers import workers
 from models.registry import MODELS
 from models.runtime import LoadedModel
@@ -409,3 +410,37 @@ def test_what_is_no_file_is_refused(tmp_path, name):
     (tmp_path / "folder").mkdir()
     with pytest.raises(CodecError, match="cannot be read"):
         codec.decode_file(tmp_path / name, tmp_path / "b.png")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("scale", [1, 8])
+def test_the_default_type_of_the_caller_does_not_matter(tiny_codec, tiled, scale, dtype):
+    expected = pixels(tiny_codec.decode(tiled, scale=scale))
+    with default_dtype(dtype):
+        assert np.abs(pixels(tiny_codec.decode(tiled, scale=scale)) - expected).max() <= 1
+
+
+def test_a_thread_that_is_born_meanwhile_has_all_threads_of_torch(threads):
+    threads(2)
+    seen = []
+    with workers(3) as pool:
+        assert [pool.submit(torch.get_num_threads).result() for _ in range(3)] == [1] * 3
+        other = threading.Thread(target=lambda: seen.append(torch.get_num_threads()))
+        other.start()
+        other.join()
+    assert [torch.get_num_threads(), *seen] == [2, 2]
+
+
+def test_clamped_symbols_are_those_of_the_file_that_is_returned(tiny_codec, picture, monkeypatch):
+    counts = {}
+    code = TileEncoder.code
+
+    def counting(self, level, *arguments, **options):
+        tiles = code(self, level, *arguments, **options)
+        counts[level] = level
+        return [dataclasses.replace(tile, clamped=level) for tile in tiles]
+
+    monkeypatch.setattr(TileEncoder, "code", counting)
+    data = tiny_codec.encode(picture(64, 64), bpp=1.0)
+    assert tiny_codec.clamped == codec.info(data).level
+    assert list(counts)[-1] != codec.info(data).level  # the last attempt was another one

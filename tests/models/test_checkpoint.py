@@ -15,6 +15,7 @@ import torch
 from bitstream.errors import CheckpointError, CodecError
 from bitstream.tables import constants_crc
 from models.checkpoint import load_checkpoint, save_checkpoint
+from models.registry import MODELS
 from models.runtime import LoadedModel
 
 CPU = torch.device("cpu")
@@ -228,6 +229,12 @@ def test_channels_of_z_that_the_config_does_not_name_are_refused(tiny_checkpoint
     tensors |= {name: tensor[:-1].clone() for name, tensor in tensors.items() if name == "entropy.z_offset"}
     with pytest.raises(CheckpointError, match=rf"gains of z are \(\d+, {n - 1}\), expected \(\d+, {n}\): damaged"):
         load(dataclasses.replace(checkpoint, tensors=tensors))
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_the_default_device_of_the_caller_does_not_matter_to_any_model(golden, kind):
+    with torch.device("meta"):
+        load(load_checkpoint(golden / f"tiny-{kind}.safetensors"))
 
 
 def test_the_default_device_of_the_caller_does_not_matter(tiny_checkpoint):

@@ -24,7 +24,7 @@ def test_an_unknown_id_says_the_cure():
         find_by_id(b"\0\1\2\3")
 
 
-@pytest.mark.parametrize("content", [None, b"[tiny\n", b"\xff\xfe"])
+@pytest.mark.parametrize("content", [None, b"[tiny\n", b"\xff\xfe", b"a=" + b"[" * 50_000])
 def test_a_manifest_that_cannot_be_read_is_an_error(installed, content):
     path = installed.with_name("manifest.toml")
     path.unlink()

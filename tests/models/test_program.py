@@ -299,6 +299,14 @@ def test_a_transposed_convolution_doubles_sides_exactly():
         program.check({"g_s": (up, Block((dataclasses.replace(deconv, output_padding=0),)))}, weight, 256, 8)
 
 
+def test_no_channels_are_refused():
+    weights = {"g_a.0.weight": torch.zeros(0, 3, 1, 1), "g_a.0.bias": torch.zeros(0)}
+    weights |= {"g_a.1.weight": torch.zeros(8, 0, 1, 1), "g_a.1.bias": torch.zeros(8)}
+    blocks = tuple(Block((Operation("conv2d", (0,), f"g_a.{i}", kernel=1, stride=1, padding=0),)) for i in (0, 1))
+    with pytest.raises(CheckpointError, match="does not fit"):
+        program.check({"g_a": blocks}, weights, 8, 8)
+
+
 def test_growing_beyond_the_picture_is_refused():
     up = Block((Operation("pixel_shuffle", (0,), factor=16),))
     program.check({"g_s": (up,)}, {}, 3 * 16**2, 8)

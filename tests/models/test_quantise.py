@@ -209,7 +209,7 @@ def test_synthesis_of_every_integer_walk_is_close_to_forward(small_network, inte
     y_hat = integer_entropy.code_latents(StreamWriter(ENGINE), 256 * level, 8, 8, latents)
     with torch.inference_mode():
         seen = integer_entropy.float_latents(y_hat, 256 * level)
-        if (cfg := small_network.cfg).has_inverse_gain:
+        if (cfg := small_network.cfg).inverse_gain:
             seen = InverseGain(small_network.state_dict(), cfg.levels, integer_entropy.log2_std)(seen, 256 * level)
         fixed = small_network.g_s(seen)
         out = small_network(x, torch.tensor([float(level)]))["x_hat"]

@@ -108,3 +108,12 @@ def test_tensors_of_another_shape_are_refused():
     with pytest.raises(CheckpointError, match=r"thumbnail.weight is \(12, 31, 3, 3\), expected \(12, 32, 3, 3\)"):
         Thumbnail(tensors, 32)
     assert Thumbnail.of({}, 32) is None
+
+
+@pytest.mark.parametrize("size", [(128, 200)])
+def test_a_callers_autocast_does_not_change_it(with_thumbnail, picture, size):
+    coder, _ = with_thumbnail
+    data = coder.encode(picture(*size), quality=70)
+    expected = np.asarray(coder.decode(data, scale=8))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert np.array_equal(np.asarray(coder.decode(data, scale=8)), expected)

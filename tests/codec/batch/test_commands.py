@@ -43,8 +43,17 @@ def test_a_summary_in_a_line_and_for_machines(call, source, tmp_path):
     assert facts.pop("seconds") > 0
     assert facts == {
         "pictures": 1, "done": 0, "skipped": 1, "failed": 0, "warned": 0, "source_bytes": 0, "target_bytes": 0,
-        "manifest": str(tmp_path / "out" / "manifest.jsonl"),
+        "others": {}, "manifest": str(tmp_path / "out" / "manifest.jsonl"),
     }  # fmt: skip
+
+
+def test_files_that_are_not_taken_are_counted(call, source, tmp_path):
+    for name in ("a.HEIC", "b.heic", "notes", "c.txt", "d.xmp", "e.jxl", ".hidden.heic"):
+        (source / name).write_bytes(b"x")
+    line = call(source, source / "out").stdout
+    assert re.search(r"0 failed; 6 other files left out \(2 \.heic, (1 [a-z. ]+, ){3}…\)\n$", line)
+    facts = json.loads(call(source, source / "out", "--json").stdout)  # what lies below the target is none of them
+    assert facts["others"] == {".heic": 2, "": 1, ".txt": 1, ".xmp": 1, ".jxl": 1}
 
 
 def test_failures_are_listed_and_exit_with_1(call, source, tmp_path):

@@ -194,6 +194,7 @@ def test_closed_streams_do_not_stop_it(pictures, tmp_path):
         (["--model", "no-such-model"], "no-such-model"),
         (["--model", "", "--peers", "jpeg", "-o", "no/such/folder"], "cannot be made a folder"),
         (["--model", "", "--peers", "jpeg", "-o", ""], "has no name"),
+        (["--model", "", "--peers", "jpeg", "--quoted", __file__], "give a folder for the plots, -o out/"),
     ],
 )
 def test_what_cannot_be_is_said_before_the_work(pictures, arguments, words):

@@ -62,6 +62,7 @@ def test_what_a_picture_does_not_have_is_null(tmp_path):
 def test_pictures_that_cannot_be_used_are_told_and_left_out(pictures):
     Image.new("F", (8, 8)).save(pictures / "float.tif")
     (pictures / "broken.png").write_bytes(b"no")
+    (pictures / "._a.png").write_bytes(b"what macOS leaves")
     told: list[str] = []
     assert [source.name for source in find_sources(pictures, told.append)] == ["a.png", "b.png", "c.png", "more/d.png"]
     assert [("broken" in line, "float" in line) for line in told] == [(True, False), (False, True)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import zlib
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -185,3 +186,18 @@ def test_alpha_too_wide_for_one_piece_is_refused_at_once(monkeypatch, fitted_cod
 def test_resume_is_refused_by_other_models(tiny_codec, small, tmp_path):
     with pytest.raises(UsageError, match="swift has nothing to resume"):
         tiny_codec.encode(small, resume=tmp_path / "state")
+
+
+def test_a_fit_that_another_thread_begins_is_not_returned(overfit_checkpoint, fitted, small):
+    """Codecs are shared by all callers of ``codec.encode``: between the two lines of one, another may set its own."""
+
+    class Shared(Codec):
+        @property
+        def fit(self):
+            return SimpleNamespace(run=lambda: b"the picture of another thread")
+
+        @fit.setter
+        def fit(self, fit):
+            pass
+
+    assert Shared(overfit_checkpoint, "cpu").encode(small, quality=50) == fitted

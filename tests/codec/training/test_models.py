@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from bitstream.engines import default_engine  # noqa: E402
 from bitstream.errors import UsageError  # noqa: E402
 from codec.training.loop import Trainer, parameter_groups  # noqa: E402
 from codec.training.recipe import Recipe  # noqa: E402
-from codec.training.start import transferable  # noqa: E402
+from codec.training.start import starting_weights, transferable  # noqa: E402
 from models.checkpoint import load_checkpoint  # noqa: E402
 from models.quantise import z_master  # noqa: E402
 from models.registry import MODELS, build  # noqa: E402
@@ -177,3 +178,27 @@ def test_start_goes_on_where_a_release_ended(data, golden):
     assert real == pytest.approx(estimate, rel=0.05)
     rows = [z_master(trainer.model).cumulative, released.checkpoint.tensors["entropy.z_cumulative"].numpy()]
     assert np.abs(rows[0] / 2**30 - rows[1] / 2**30).max() < 0.005
+
+
+@pytest.mark.parametrize("config", [{"M": 384}, {"C": 256}, {"C": 16}])
+def test_channels_that_the_klt_start_cannot_fill_are_said_before_the_pictures_are_read(tmp_path, config):
+    with pytest.raises(UsageError, match="the KLT start takes C up to 192, D up to 4·C and M up to D"):
+        Trainer(Recipe(config=config), tmp_path / "none", device="cpu")
+
+
+def test_pictures_of_the_validation_folder_are_not_trained_on(data, recipe, monkeypatch):
+    monkeypatch.chdir(data.parent)
+    (data.parent / "again").symlink_to(data / "0.png")
+    (data.parent / "valid").mkdir()
+    (data.parent / "valid" / "0.png").symlink_to(data / "0.png")
+    trainer = Trainer(Recipe.load(recipe), data, valid=Path("valid"), device="cpu")
+    assert sorted(path.name for path in trainer.train_paths) == [f"{i}.png" for i in range(1, 6)]
+    assert not trainer.is_split
+
+
+def test_a_start_with_other_scales_is_refused(data, tmp_path):
+    config = {"N": 8, "M": 16}
+    trainer = Trainer(Recipe("hyperprior", config=config | {"linear_scale": True}, crop=64, batch_size=1), data, device="cpu")
+    trainer.save(tmp_path / "a.pt")
+    with pytest.raises(UsageError, match="set linear_scale = true"):
+        starting_weights(tmp_path / "a.pt", build("hyperprior", config))

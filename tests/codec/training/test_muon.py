@@ -149,9 +149,19 @@ def test_a_state_of_the_other_optimiser_is_refused(recipe, data, tmp_path, muon)
         Trainer(Recipe.load(recipe, muon=not muon), data, device="cpu").load(tmp_path / "a.pt")
 
 
-@pytest.mark.parametrize(
-    "fields", [{"model": "factorized", "config": {"N": 8, "M": 8}}, {"only": "entropy"}, {"only": "biases"}]
-)
-def test_muon_for_nothing_is_refused(recipe, data, fields):
-    with pytest.raises(UsageError, match="muon is on, but no convolutions of residual blocks learn"):
-        Trainer(Recipe.load(recipe, muon=True, **fields), data, device="cpu")
+def test_without_residual_blocks_all_convolutions_but_those_of_pixels_learn_by_muon(recipe, data):
+    states = []
+    for muon in (False, True):
+        own = Recipe.load(recipe, model="hyperprior", config={"N": 8, "M": 16}, muon=muon, lr_blocks=2e-4, lr_trunk=2e-4)
+        trainer = Trainer(own, data, device="cpu")
+        trainer.train_step()
+        states.append(trainer.model.state_dict())
+    differ = {name for name in states[0] if not torch.equal(states[0][name], states[1][name])}
+    inner = {f"g_a.{i}.weight" for i in (2, 4)} | {"g_a.6.module.weight", "g_s.0.module.weight"}
+    assert differ == inner | {f"g_s.{i}.weight" for i in (2, 4)}
+
+
+@pytest.mark.parametrize("only", ["entropy", "biases"])
+def test_muon_for_nothing_is_refused(recipe, data, only):
+    with pytest.raises(UsageError, match=f"muon is on, but only is '{only}'"):
+        Trainer(Recipe.load(recipe, muon=True, only=only), data, device="cpu")

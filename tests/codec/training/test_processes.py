@@ -14,7 +14,7 @@ import torch
 pytest.importorskip("lightning", reason="training needs the train extra")
 
 STUCK_SAVE = """
-import sys, time
+import io, sys, time
 from pathlib import Path
 import torch
 from codec.training.loop import Trainer
@@ -26,10 +26,11 @@ trainer.train_step()
 trainer.save(state)
 trainer.train_step()
 
-def half(value, path):
-    whole(value, path)
-    data = Path(path).read_bytes()
-    Path(path).write_bytes(data[: len(data) // 2])
+def half(value, file):
+    buffer = io.BytesIO()
+    whole(value, buffer)
+    file.write(buffer.getvalue()[: buffer.tell() // 2])
+    file.flush()
     print("half", flush=True)
     time.sleep(600)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bitstream.errors import UsageError
+from bitstream.errors import UsageError, WriteError
 from codec.training import state as module
 from codec.training.state import KEYS, read_state, write_state
 
@@ -26,19 +26,28 @@ def test_reads_what_was_written(tmp_path, content):
     assert [path.name for path in tmp_path.iterdir()] == ["a.pt"]
 
 
-def test_an_interrupted_write_leaves_the_old_state(tmp_path, content, monkeypatch):
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (KeyboardInterrupt(), KeyboardInterrupt),
+        (OSError(28, "No space left on device"), WriteError),
+        (RuntimeError("PytorchStreamWriter failed writing file"), WriteError),
+    ],
+)
+def test_a_write_that_fails_leaves_the_old_state_alone(tmp_path, content, monkeypatch, error, expected):
     write_state(tmp_path / "a.pt", content)
     before = (tmp_path / "a.pt").read_bytes()
 
-    def fail(state, path):
-        path.write_bytes(b"half a state")
-        raise KeyboardInterrupt
+    def fail(state, file):
+        file.write(b"half a state")
+        raise error
 
     monkeypatch.setattr(module.torch, "save", fail)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(expected):
         write_state(tmp_path / "a.pt", content)
     monkeypatch.undo()
     assert (tmp_path / "a.pt").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["a.pt"]
 
 
 class Trap:
@@ -62,7 +71,7 @@ def test_a_state_that_lacks_a_key_is_refused(tmp_path, content, missing):
         read_state(tmp_path / "a.pt", CPU)
 
 
-@pytest.mark.parametrize("data", [b"", b"no state", b"PK\x03\x04"])
+@pytest.mark.parametrize("data", [b"", b"no state", b"a state", b"empty", b"PK\x03\x04"])
 def test_what_is_no_state_is_refused(tmp_path, data):
     (tmp_path / "a.pt").write_bytes(data)
     with pytest.raises(UsageError, match="a.pt: not a training state of this codec"):

@@ -24,6 +24,7 @@ def test_a_config_is_read_as_it_was_written():
         ({"width": 4.0}, r"width is 4\.0, expected a int above 0, at most 256"),
         ({"width": True}, "width is True"),
         ({"hidden": 0}, "hidden is 0"),
+        ({"hidden": 10**400}, "hidden is 1000"),
         ({"analysis": 257}, "analysis is 257"),
         ({"lmbda_max": float("nan")}, "lmbda_max is nan"),
         ({"levels": 1}, "1 levels from .* expected two or more, rising"),
