@@ -23,13 +23,17 @@ RDO_MAX = 384  # at most 1.5 steps
 
 @lru_cache(maxsize=4)
 def dead_zone(strength: float) -> NDArray[np.int32]:
-    """Return per scale index the residual, in 1/256, below which a symbol is better 0 than ±1.
+    """Return per scale index the residual, in 1/256, below which a symbol is better 0 than ±1, by a Gaussian's bits."""
+    return zones_of(gaussian_master().cumulative, strength)
+
+
+def zones_of(cumulative: NDArray[np.integer], strength: float) -> NDArray[np.int32]:
+    """Return the dead zone, in 1/256, of each of the symmetric CDF rows of a master table.
 
     Zero saves b = log2(P(0) / P(1)) bits and costs e² − (1 − e)² = 2e − 1 squared steps: worth it below e = (1 + slope·b) / 2.
     ``strength`` scales the slope: 0 is plain rounding.
     """
-    cumulative = gaussian_master().cumulative[:, SYMBOL_MAX : SYMBOL_MAX + 3].astype(np.float64)
-    mass = np.diff(cumulative, axis=1)  # of the symbols 0 and 1
+    mass = np.diff(cumulative[:, SYMBOL_MAX : SYMBOL_MAX + 3].astype(np.float64), axis=1)  # of the symbols 0 and 1
     bits = np.log2(mass[:, 0] / mass[:, 1])
     return np.minimum(128 * (1 + strength * RDO_SLOPE * bits), RDO_MAX).round().astype(np.int32)
 

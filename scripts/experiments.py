@@ -30,7 +30,7 @@ from codec.evaluation.curves import Curve, bd_rate_percent
 from codec.metrics import bpp, decoded_psnr_db
 from codec.targets import Target
 from codec.training.data import find_images
-from models import operations, refine
+from models import operations, refine, rounding
 from models.inference import MixedPrecision
 
 Variant = Callable[[Any, ExitStack], None]  # changes a model; what is not the model's own until the stack is closed
@@ -39,6 +39,12 @@ Variant = Callable[[Any, ExitStack], None]  # changes a model; what is not the m
 def dead_zone(strength: float, model: Any, _: ExitStack) -> None:
     """Choose symbols with a dead zone of another strength; 0 is plain rounding (experiment 7)."""
     model.entropy = dataclasses.replace(model.entropy, rdo_strength=strength)
+
+
+def own_zone(strength: float, model: Any, stack: ExitStack) -> None:
+    """Choose symbols with a dead zone by the bits of the rows that were counted, not by a Gaussian's (25)."""
+    zones = rounding.zones_of(model.entropy.y_table.cumulative, strength)
+    stack.enter_context(patch.object(rounding, "dead_zone", lambda _: zones))
 
 
 def gaussian_rows(model: Any, _: ExitStack) -> None:
@@ -72,7 +78,8 @@ def annealing(model: Any, stack: ExitStack, **constants: Any) -> None:
 
 
 EXPERIMENTS: dict[str, dict[str, Variant]] = {
-    "dead-zone": {f"strength {s}": partial(dead_zone, s) for s in (0.0, 0.5, 0.9, 1.0, 1.1, 1.2)},
+    "dead-zone": {f"strength {s}": partial(dead_zone, s) for s in (0.0, 0.5, 0.9, 1.0, 1.1, 1.2)}
+    | {f"by the rows' bits, strength {s}": partial(own_zone, s) for s in (0.6, 0.8, 1.0)},
     "rows": {"Gaussian": gaussian_rows},
     "precision": {
         "float32": partial(encoder_in, torch.float32),

@@ -205,9 +205,8 @@ class Trainer:
         self.ema = state["ema"]
         self.step, self.minutes = state["step"], state["minutes"]
         self.rng.bit_generator.state = json.loads(state["rng"])
-        torch.manual_seed(
-            self.recipe.seed + self.fabric.global_rank + NOISE_STRIDE * self.step
-        )  # not the noise of the start again
+        seed = self.recipe.seed + self.fabric.global_rank + NOISE_STRIDE * self.step  # not the noise of the start again
+        torch.manual_seed(seed)
 
     # -- the loop ------------------------------------------------------------------------------------------------
 

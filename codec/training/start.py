@@ -20,6 +20,7 @@ from models.network import Network
 from models.registry import configure
 
 log = logging.getLogger(__name__)
+ENTROPY = ("h_s.", "entropy_parameters.", "context_prediction.")  # where the scales of imported weights are linear
 LEVEL_TABLES = ("log2_gain", *INVERSE_GAIN)  # prefixes of what a network knows of its levels, besides the tables of its layers
 
 
@@ -39,7 +40,8 @@ def starting_weights(path: Path, model: Network) -> tuple[dict[str, Tensor], dic
             raise UsageError(f"{path}: its recipe is of another version ({error!r}): start from a checkpoint") from error
         source, origin = state["ema"], {"model": recipe["model"], "step": state["step"]}
     taken = transferable(model, source | regraded(source, cfg, model.cfg))
-    if getattr(cfg, "linear_scale", False) != (linear := getattr(model.cfg, "linear_scale", False)):
+    linear = getattr(model.cfg, "linear_scale", False)
+    if getattr(cfg, "linear_scale", False) != linear and any(name.startswith(ENTROPY) for name in taken):
         raise UsageError(
             f"{path}: its scales are {'logarithms' if linear else 'linear'}, as the recipe's are not: "
             f"set linear_scale = {str(not linear).lower()} in [config]"

@@ -166,8 +166,9 @@ def batch(result: dict[str, Any]) -> str:
     one, two = (result["local"][key]["median"]["seconds"] for key in ("1", "2"))
     ray, killed = result["ray"]["seconds"], result["killed"]
     return (
-        f"\n`codec batch`, {result['pictures']} pictures of {result['megapixels']:.0f} megapixels in all, {result['cpu']}{aged(result)}, "
-        f"whole runs: {one:.1f} s by one worker, {two:.1f} s by two ({result['speedup']:.2f} times as fast); the engine ray: "
+        f"\n`codec batch`, {result['pictures']} pictures of {result['megapixels']:.0f} megapixels in all, "
+        f"{result['cpu']}{aged(result)}, whole runs: {one:.1f} s by one worker, {two:.1f} s by two "
+        f"({result['speedup']:.2f} times as fast); the engine ray: "
         f"{ray:.1f} s, with equal bytes. A worker killed, then the whole run, and gone on with: {killed['rows']} rows, "
         f"{killed['listed_twice']} twice.\n"
     )
