@@ -42,7 +42,7 @@ def folder(tmp_path, monkeypatch) -> Path:
 @pytest.mark.parametrize("name", blocks("python"))
 @pytest.mark.usefixtures("folder")
 def test_python_examples_of_a_page_run(name):
-    names: dict[str, object] = {}
+    names: dict[str, object] = {"__name__": "__main__"}
     for block in blocks("python")[name]:
         exec(compile(block, name, "exec"), names)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,8 +16,10 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def test_python_example_runs(monkeypatch):
-    monkeypatch.chdir(ROOT)
+def test_python_example_runs(monkeypatch, tmp_path):
+    (tmp_path / "examples").mkdir()
+    shutil.copy(ROOT / "examples" / "lake.png", tmp_path / "examples")
+    monkeypatch.chdir(tmp_path)
     (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     names: dict[str, object] = {}
     exec(example, names)
@@ -30,12 +33,15 @@ def test_results_match_the_json():
     assert result.exit_code == 0, result.output
 
 
-@pytest.mark.parametrize("command", sorted(set(re.findall(r"^codec (\w+)", README, re.MULTILINE))))
-def test_commands_exist(command):
+@pytest.mark.parametrize("line", sorted(set(re.findall(r"\bcodec [a-z]+ [^`\n]*", README))))
+def test_commands_and_their_options_exist(line):
     from codec.cli.main import main
 
-    result = CliRunner().invoke(main, [command, "--help"])
-    assert result.exit_code == 0
+    name, given = line.split()[1], set(re.findall(r"(?<!\S)--[a-z][a-z-]*", line.split(" #")[0]))
+    if name not in main.commands and not given:
+        return  # a sentence
+    options = {option for parameter in main.commands[name].params for option in parameter.opts} | {"--help"}
+    assert given <= options
 
 
 def test_example_picture_is_what_the_script_renders(tmp_path):

@@ -5,8 +5,11 @@ import io
 import struct
 import subprocess
 import sys
+import threading
+import time
 import tracemalloc
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -430,3 +433,29 @@ def test_a_file_that_cannot_be_read_is_named_as_such():
 
     with pytest.raises(FormatError, match="the file cannot be read .Input/output error.: copy it anew"):
         open_container(Failing(FILE))
+
+
+def test_tiles_are_read_by_one_thread_at_a_time():
+    """A file has one place that it is read at."""
+
+    class Slow(io.BytesIO):
+        slow = False
+
+        def seek(self, *place):
+            where = super().seek(*place)
+            if self.slow:
+                time.sleep(0.05)
+            return where
+
+    tiles = [Tile([bytes([i]) * 50, bytes([i + 1]) * 70], symbol_crc=i) for i in range(2)]
+    file = Slow(Container.of_tiles(dataclasses.replace(HEADER, width=400, height=200, tile=8), tiles).pack())
+    source = open_container(file)
+    expected, file.slow = [source.tile(number) for number in range(2)], True
+    both = threading.Barrier(2)
+
+    def read(number):
+        both.wait()
+        return source.tile(number)
+
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(read, range(2))) == expected

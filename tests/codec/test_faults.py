@@ -262,8 +262,9 @@ def test_a_fresh_process_is_interrupted_while_it_imports_torch(arguments, tmp_pa
     command = [sys.executable, "-m", "codec", *map(str, arguments("encode", tmp_path / "a.lic"))]
     heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a background job of a shell would ignore it
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT, cwd=ROOT, preexec_fn=heed)
-    while "libtorch_cpu" not in Path(f"/proc/{process.pid}/maps").read_text():
+    while process.poll() is None and "libtorch_cpu" not in Path(f"/proc/{process.pid}/maps").read_text():
         time.sleep(0.01)
+    assert process.poll() is None
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (130, "codec: interrupted\n")

@@ -108,8 +108,8 @@ def test_32_bits_a_channel_are_refused(tmp_path, mode, name):
         images.load(path)
 
 
-def test_cmyk_goes_by_its_profile(tmp_path):
-    """No CMYK profile is at hand: a broken one is as none, and none is stored."""
+def test_cmyk_with_a_broken_profile_is_as_without(tmp_path):
+    """And none is stored."""
     path = save(Image.new("CMYK", (4, 4), (255, 0, 0, 0)), tmp_path / "a.jpg", icc_profile=b"no profile")
     with pytest.warns(UserWarning, match=r"CMYK is converted to sRGB \(without a profile that fits"):
         loaded = images.load(path)
@@ -122,6 +122,29 @@ def test_lab_is_converted_by_its_definition(tmp_path):
     with pytest.warns(UserWarning, match="CIELAB"):
         pixel = images.load(path).pixels[0, 0]
     assert pixel.tolist() == pytest.approx([119, 119, 119], abs=2)  # L* = 50
+
+
+def test_primaries_that_no_profile_tells_are_named(tmp_path):
+    wide = (0.3127, 0.329, 0.68, 0.32, 0.265, 0.69, 0.15, 0.06)  # DCI-P3
+    info = PngInfo()
+    info.add(b"cHRM", struct.pack(">8I", *(round(value * 100_000) for value in wide)))
+    path = save(Image.new("RGB", (4, 4)), tmp_path / "a.png", pnginfo=info)
+    with pytest.warns(UserWarning, match="primaries of the PNG file, other than those of sRGB"):
+        images.load(path)
+    with pytest.raises(ImageError, match="primaries"):
+        images.load(path, strict=True)
+
+
+def test_the_colours_of_an_hdr_avif_are_named(tmp_path):
+    path = save(Image.new("RGB", (16, 16), "gray"), tmp_path / "a.avif")
+    data = bytearray(path.read_bytes())
+    at = data.index(b"colrnclx") + 8
+    data[at : at + 4] = struct.pack(">HH", 9, 16)  # BT.2020, PQ
+    path.write_bytes(data)
+    with pytest.warns(UserWarning, match="primaries 9, transfer 16 of ITU-T H.273"):
+        images.load(path)
+    with pytest.raises(ImageError, match="primaries 9, transfer 16"):
+        images.load(path, strict=True)
 
 
 @pytest.mark.parametrize(("gamma", "told"), [(1.0, True), (0.35, True), (0.45, False), (0.45455, False)])

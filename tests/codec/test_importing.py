@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from click.testing import CliRunner
 from compressai.models import (
     Cheng2020Anchor,
     Cheng2020Attention,
@@ -20,7 +19,6 @@ from compressai.models import (
 from bitstream.engines import default_engine
 from bitstream.errors import UsageError
 from codec import Codec, importing
-from codec.cli.main import main
 from codec.importing import import_weights
 from models.importing import LMBDAS, adopt
 from models.runtime import LoadedModel
@@ -166,12 +164,10 @@ def test_lmbda_must_be_known(tmp_path):
         import_weights(path, "mine", None, None, tmp_path / "out")
 
 
-def test_the_command_imports_below_state_dict_and_codes(tmp_path, picture):
+def test_the_command_imports_below_state_dict_and_codes(tmp_path, picture, call_codec):
     torch.manual_seed(1)
     path = save({"state_dict": FactorizedPrior(8, 12).state_dict()}, tmp_path / "checkpoint_best.pth.tar")
-    arguments = ["import", str(path), "--as", "f8", "--lmbda", "0.025", "--out", str(tmp_path / "out"), "--threads", "1"]
-    result = CliRunner().invoke(main, arguments)
-    assert result.exit_code == 0, result.output
+    result = call_codec("import", path, "--as", "f8", "--lmbda", 0.025, "--out", tmp_path / "out", "--threads", 1)
     assert "f8: factorized" in result.output
     assert Codec(tmp_path / "out" / "f8.safetensors", "cpu").encode(picture(40, 50))
 
@@ -213,3 +209,16 @@ def test_what_weights_are_tuned_for_is_in_their_name(tmp_path):
 )
 def test_published_names_say_the_lmbda(kind):
     assert importing._lmbda_of(Path(f"{kind}.pth.tar"), "psnr") == 0.0067
+
+
+class Trap:
+    """Unpickling this would call ``pytest.fail``."""
+
+    def __reduce__(self):
+        return pytest.fail, ("code in a file of weights was run",)
+
+
+def test_no_code_in_a_file_of_weights_is_run(tmp_path):
+    torch.save({"state_dict": Trap()}, tmp_path / "x.pth")
+    with pytest.raises(UsageError, match="not weights that torch can read safely"):
+        import_weights(tmp_path / "x.pth", "mine", None, 0.01, tmp_path / "out")

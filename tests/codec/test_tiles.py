@@ -29,7 +29,7 @@ from models.runtime import LoadedModel
 SIZE = (300, 530)  # two rows of three tiles of 256, the last of 44 and 18 pixels
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def threads():
     """Return threads(n), which sets their number; at the end it is as before."""
     before = torch.get_num_threads()
@@ -315,6 +315,26 @@ def test_long_jobs_end_when_nobody_waits(threads):
     with pytest.raises(KeyboardInterrupt):
         interrupted()
     assert ended == [1]
+
+
+@pytest.mark.parametrize("way", ["decode_file", "command", "batch"])
+def test_the_whole_file_is_checked_unless_a_part_is_asked_for(tmp_path, tiny_checkpoint, tiled, call_codec, installed, way):
+    """Damage that no tile has: an ancillary chunk's."""
+    (tmp_path / "files").mkdir()
+    source = tmp_path / "files" / "a.lic"
+    source.write_bytes(tiled[:-4] + bytes(4))  # the checksum of the whole
+    if way == "decode_file":
+        with pytest.raises(FormatError, match="cut off or damaged"):
+            codec.decode_file(source, tmp_path / "b.png", model=tiny_checkpoint)
+        codec.decode_file(source, tmp_path / "b.png", model=tiny_checkpoint, crop=(0, 0, 5, 5))
+    elif way == "command":
+        options = ["--model", tiny_checkpoint, "--device", "cpu"]
+        result = call_codec("decode", source, tmp_path / "b.png", *options, code=1)
+        assert "cut off or damaged" in result.stderr
+        call_codec("decode", source, tmp_path / "b.png", *options, "--crop", "0,0,5,5")
+    else:
+        result = call_codec("batch", "--decode", source.parent, tmp_path / "out", "--workers", 0, "--device", "cpu", code=1)
+        assert "cut off or damaged" in result.stderr
 
 
 @pytest.mark.parametrize("end", [b"junk", bytes(400)])

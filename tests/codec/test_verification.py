@@ -80,7 +80,8 @@ def test_limits_are_a_stage(verify, data):
     assert "the limit is 10" in found
 
 
-def test_no_more_tiles_at_once_than_memory_allows(verify, tiny_codec, picture, monkeypatch):
+@pytest.mark.parametrize("way", ["verify", "decode", "latents"])
+def test_no_more_tiles_at_once_than_memory_allows(verify, tiny_codec, picture, monkeypatch, way):
     given = []
 
     def watched(jobs, most=None):
@@ -89,11 +90,14 @@ def test_no_more_tiles_at_once_than_memory_allows(verify, tiny_codec, picture, m
 
     monkeypatch.setattr("codec.api.tile_bits", lambda width, height: 8)
     data = tiny_codec.encode(np.dstack([picture(300, 270)] * 2)[:, :, :4])
-    for module in ("tiles", "alpha"):
+    for module in ("tiles", "alpha", "compressed"):
         monkeypatch.setattr(f"codec.{module}.workers", watched)
     monkeypatch.setattr(Limits, "count_workers", lambda *_, **__: 1)
-    assert verify(data)[1]
-    assert given == [1, 1]
+    if way == "verify":
+        assert verify(data)[1]
+    else:
+        getattr(tiny_codec, way)(data)
+    assert given == ([1] if way == "latents" else [1, 1])  # of latents no alpha
 
 
 def test_an_unknown_checkpoint_is_a_stage(verify, data):

@@ -66,6 +66,8 @@ def test_one_flipped_bit_is_found_by_the_manifests_sha(installed, position):
     installed.write_bytes(data)
     with pytest.raises(CheckpointError, match="SHA-256 .* expected .*: reinstall"):
         load_checkpoint("tiny")
+    with pytest.raises(CheckpointError, match="SHA-256 .* expected .*"):
+        load_checkpoint(installed)  # a path: by the manifest beside it
 
 
 def test_a_missing_file_is_an_error(installed):

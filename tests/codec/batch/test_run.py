@@ -205,7 +205,10 @@ def test_an_interrupted_run_keeps_what_is_true(batch, source, tmp_path):
 
 
 def test_object_stores(batch, source, tmp_path):
-    filesystem = fsspec.filesystem("memory")
+    filesystem = fsspec.filesystem("memory")  # one for all of the process
+    for name in ("/batch-src", "/batch-out"):
+        if filesystem.exists(name):
+            filesystem.rm(name, recursive=True)
     for name in ("a.png", "sub/b.png"):
         filesystem.pipe_file(f"/batch-src/{name}", (source / name).read_bytes())
     filesystem.pipe_file("/batch-src/bad.png", b"bad")

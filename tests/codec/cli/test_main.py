@@ -14,6 +14,7 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 
+from bitstream.container import Container
 from codec import Codec, images
 from codec.cli.main import main
 from codec.metrics import bpp, psnr_db
@@ -269,3 +270,21 @@ def test_a_folder_that_was_never_installed_has_no_version(monkeypatch):
 
     monkeypatch.setattr(importlib.metadata, "version", missing)
     assert CliRunner().invoke(main, ["--version"]).output == "codec, version 0+unknown\n"
+
+
+def test_strip_leaves_exif_away(run, tmp_path, picture):
+    exif = Image.Exif()
+    exif[0x010F] = "a maker"
+    Image.fromarray(picture(20, 20)).save(tmp_path / "a.png", exif=exif)
+    for name, options in (("kept", ()), ("stripped", ("--strip",))):
+        run("encode", tmp_path / "a.png", tmp_path / f"{name}.lic", *options)
+    kept, stripped = (Container.unpack((tmp_path / f"{name}.lic").read_bytes()).metadata.exif for name in ("kept", "stripped"))
+    assert b"a maker" in kept
+    assert not stripped
+
+
+def test_strict_refuses_what_would_be_lost(run, tmp_path):
+    Image.new("CMYK", (20, 20)).save(tmp_path / "a.tif")
+    result = run("encode", tmp_path / "a.tif", tmp_path / "a.lic", "--strict", code=1)
+    assert_one_line(result, "CMYK is converted to sRGB")
+    assert not (tmp_path / "a.lic").exists()

@@ -106,9 +106,9 @@ def test_a_scaled_picture_is_the_mean_of_the_whole(fitted_codec, fitted, scale):
 
 def test_quality_raises_bytes_and_psnr(fitted_codec, fitted, small):
     files = [fitted_codec.encode(small, quality=0), fitted, fitted_codec.encode(small, quality=90)]
-    assert [len(data) for data in files] == sorted(len(data) for data in files)
+    assert [len(data) for data in files] == sorted({len(data) for data in files})
     values = [psnr_db(small, fitted_codec.decode(data, output="numpy")) for data in files]
-    assert values == sorted(values)
+    assert values == sorted(set(values))
 
 
 def test_effort_makes_a_better_picture(fitted_codec, fitted, small):

@@ -36,7 +36,7 @@ def exported(state, data, tmp_path_factory):
     out = tmp_path_factory.mktemp("out")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(export, "CALIBRATION_BATCHES", 2)
-        arguments = ["export", state, "--data", data, "--out", out, "--name", "tiny", "--threads", "1"]
+        arguments = ["export", state, "--data", data, "--out", out, "--name", "tiny"]
         result = CliRunner().invoke(main, [str(argument) for argument in arguments])
     assert result.exit_code == 0, result.output
     return out, result.stdout

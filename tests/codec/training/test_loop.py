@@ -16,6 +16,7 @@ from codec.training import loop  # noqa: E402
 from codec.training.loop import Trainer  # noqa: E402
 from codec.training.parameters import parameter_groups  # noqa: E402
 from codec.training.recipe import Recipe  # noqa: E402
+from models.network import rate_distortion  # noqa: E402
 from models.registry import build  # noqa: E402
 
 
@@ -125,6 +126,36 @@ def test_the_seed_decides_the_start(recipe, data):
     one, two, other = (Trainer(Recipe.load(recipe, seed=seed), data, device="cpu") for seed in (1, 1, 2))
     same(one.model.state_dict(), two.model.state_dict())
     assert not torch.equal(one.model.g_a.stem.weight, other.model.g_a.stem.weight)
+
+
+@pytest.mark.parametrize("tune", ["psnr", "ms-ssim"])
+def test_steps_and_validation_are_by_the_distortion_that_the_config_says(recipe, tmp_path, write_pictures, tune, monkeypatch):
+    pictures = write_pictures(tmp_path / "large", 2, side=192)
+    trainer = Trainer(Recipe.load(recipe, crop=192, batch_size=1).with_options(tune=tune), pictures, device="cpu")
+    tunes = []
+
+    def watched(out, x, tune="psnr"):
+        tunes.append(tune)
+        return rate_distortion(out, x, tune)
+
+    monkeypatch.setattr(loop, "rate_distortion", watched)
+    trainer.train_step()
+    assert tunes == [tune]
+    trainer.validate()
+    assert set(tunes) == {tune}
+
+
+def test_gradients_are_clipped_as_the_recipe_says(recipe, data, monkeypatch):
+    trainer = Trainer(Recipe.load(recipe, grad_clip=0.125), data, device="cpu")
+    clip, norms = trainer.fabric.clip_gradients, []
+
+    def watched(*arguments, max_norm, **options):
+        norms.append(max_norm)
+        return clip(*arguments, max_norm=max_norm, **options)
+
+    monkeypatch.setattr(trainer.fabric, "clip_gradients", watched)
+    trainer.train_step()
+    assert norms == [0.125]
 
 
 def test_ms_ssim_is_the_distortion_where_the_config_says_so(recipe, data, tmp_path, write_pictures):
