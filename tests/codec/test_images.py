@@ -126,7 +126,7 @@ def test_lab_is_converted_by_its_definition(tmp_path):
 
 def test_primaries_that_no_profile_tells_are_named(tmp_path):
     wide = (0.3127, 0.329, 0.68, 0.32, 0.265, 0.69, 0.15, 0.06)  # DCI-P3
-    info = PngInfo()
+    info = PngImagePlugin.PngInfo()
     info.add(b"cHRM", struct.pack(">8I", *(round(value * 100_000) for value in wide)))
     path = save(Image.new("RGB", (4, 4)), tmp_path / "a.png", pnginfo=info)
     with pytest.warns(UserWarning, match="primaries of the PNG file, other than those of sRGB"):
