@@ -56,7 +56,7 @@ class Codec:
     """
 
     def __init__(self, model: str | PathLike[str] = DEFAULT_MODEL, device: str | None = None) -> None:
-        self.model: Model = load_model(str(model), _device(device))
+        self.model: Model = load_model(str(model), device_of(device))
         self.engine = default_engine()
         self.timings: dict[str, float] = {}
         self.clamped = 0
@@ -237,7 +237,7 @@ class Codec:
 
 def cached_codec(model: str, device: str | None = None) -> Codec:
     """Return a ``Codec`` that later calls share, also those that name its device in another way."""
-    return _cached_codec(model, _device(device).type)
+    return _cached_codec(model, device_of(device).type)
 
 
 @lru_cache(maxsize=4)
@@ -245,7 +245,8 @@ def _cached_codec(model: str, device: str) -> Codec:
     return Codec(model, device)
 
 
-def _device(name: str | None) -> torch.device:
+def device_of(name: str | None) -> torch.device:
+    """Return the device of a name, None for the best there is. Raises UsageError if it is none, or not here."""
     if name in (None, "auto"):
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name == "cuda" and not torch.cuda.is_available():
@@ -314,7 +315,7 @@ def decode_file(
 ) -> Header:
     """Decode a file to a picture in the format of the target's extension; return the header.
 
-    ``options`` are those of ``Codec.decode``; of a file in tiles only those that a crop takes are read.
+    ``options`` are those of ``Codec.decode`` but ``output``; of a file in tiles only those that a crop takes are read.
     """
     check_target(target, overwrite=overwrite)
     images.format_of(target)

@@ -114,6 +114,12 @@ def convert(image: Image.Image, stored: Stored) -> Converted:
 def colour_losses(image: Image.Image, head: bytes) -> list[str]:
     """Return what a file says of its colours in a way that is not stored: other than by an ICC profile."""
     info = image.info
+    if "icc_profile" in info and info["icc_profile"] is None:
+        return ["the ICC profile is damaged: not stored"]
+    if _has_jpeg_2000_colours(head):
+        return [
+            "the colours are told by an ICC profile or a code of the JPEG 2000 file, which Pillow does not read: not stored"
+        ]
     is_png = head[:4] == b"\x89PNG"
     primaries, transfer = _png_codes(head) if is_png else _avif_codes(head)
     if info.get("icc_profile") and not is_png:  # in a PNG the code counts for more
@@ -130,6 +136,15 @@ def colour_losses(image: Image.Image, head: bytes) -> list[str]:
     if max(abs(a - b) for a, b in zip(there, SRGB_CHROMATICITY, strict=True)) > 0.01:
         told.append("primaries")
     return [f"{' and '.join(told)} of the PNG file, other than those of sRGB: not stored, an ICC profile is"] if told else []
+
+
+def _has_jpeg_2000_colours(head: bytes) -> bool:
+    """Return whether a JPEG 2000's box colr (ISO 15444-1, I.5.3.3) tells other colours than sRGB, gray, sYCC or CMYK."""
+    at = head.find(b"colr") if head[4:8] == b"jP  " else -1
+    if not 0 <= at <= len(head) - 11:
+        return False
+    method, code = head[at + 4], int.from_bytes(head[at + 7 : at + 11], "big")
+    return method != 1 or code not in (0, 12, 15, 16, 17, 18)
 
 
 def _png_codes(head: bytes) -> tuple[int, int]:

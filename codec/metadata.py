@@ -16,6 +16,7 @@ from PIL import ExifTags, Image, PngImagePlugin
 from bitstream.chunks import Metadata
 
 _EXIF_HEAD = b"Exif\0\0"  # of EXIF data in a JPEG; what follows is a TIFF structure
+_XMP_EXTENSION = b"http://ns.adobe.com/xmp/extension/\0"  # of a segment of a JPEG that Pillow does not read
 _XMP_ORIENTATION = re.compile(rb'(tiff:Orientation(?:="|>))[2-8]')
 _SHORT = 3  # TIFF's type of 16 bits
 _BUILT = frozenset(  # TIFF tags that say how a file is built, and what is stored elsewhere
@@ -40,6 +41,8 @@ def read(image: Image.Image) -> tuple[Metadata, list[str]]:
             exif = kept.tobytes() if len(kept) else b""
     except Exception:  # whatever Pillow's reading and writing of damaged tags raises
         losses.append("the EXIF data cannot be read: not stored")
+    if any(kind == "APP1" and data.startswith(_XMP_EXTENSION) for kind, data in getattr(image, "applist", ())):
+        losses.append("extended XMP data, of more than 64 KB: not stored")
     xmp = image.info.get("xmp") or b""
     parts = (image.info.get("icc_profile") or b"", exif, xmp.encode() if isinstance(xmp, str) else xmp)
     icc, exif, xmp = (bytes(part) for part in parts)

@@ -76,7 +76,6 @@ class LicImageFile(ImageFile.ImageFile):
             with _raised_as(OSError):
                 image = codec.decode(data, scale=self._scale, limits=LIMITS)
             self.im, self._mode, self._size, self.readonly = image.im, image.mode, image.size, image.readonly
-            self.info.update(image.info)
             self.tile = []
             if self._exclusive_fp and self.fp is not None:
                 self.fp.close()
@@ -115,15 +114,20 @@ class LicImageFile(ImageFile.ImageFile):
 
 def _save(im: Image.Image, fp: IO[bytes], filename: str | bytes) -> None:
     options = {name: im.encoderinfo[name] for name in _OPTIONS if name in im.encoderinfo}
-    if given := {key: im.encoderinfo[key] for key in _METADATA if key in im.encoderinfo}:
-        im = im.copy()
-        im.info.update({key: value.tobytes() if isinstance(value, Image.Exif) else value for key, value in given.items()})
+    given = {key: im.encoderinfo[key] for key in _METADATA if key in im.encoderinfo}
+    im.load()  # some formats have metadata behind the pixels
+    before = im.info, im._exif
+    im.info = im.info | {key: value.tobytes() if isinstance(value, Image.Exif) else value for key, value in given.items()}
+    if "exif" in given:
+        im._exif = None  # what was read of the other
     try:
-        data = codec.encode(im, **options)
+        data = codec.encode(im, **options)  # the image itself: a copy would not know what file it is from
     except (UsageError, TargetError) as error:
         raise ValueError(str(error)) from error
     except CodecError as error:
         raise OSError(str(error)) from error
+    finally:
+        im.info, im._exif = before
     fp.write(data)
 
 

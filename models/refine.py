@@ -73,7 +73,7 @@ class Refiner:
         dequantise(network, checkpoint.tensors)
         self.bits = bits_of_rows(y_table).to(device)
         layout = torch.channels_last if network.cfg.bf16_channels_last else torch.contiguous_format
-        self.network = network.to(device).to(memory_format=layout).eval().requires_grad_(False)
+        self.network = network.to(device, torch.float32).to(memory_format=layout).eval().requires_grad_(False)
         self.device, self.autocast = device, autocast
 
     @torch.inference_mode(False)  # a caller's would leave nothing to differentiate
@@ -90,7 +90,7 @@ class Refiner:
         x, y = x.to(self.device).clone(), y.clone()  # inference tensors cannot be part of a graph
         x = x.float() / 255 if x.dtype == torch.uint8 else x
         rated = self._rating(x, z.clone(), level, (y if around is None else around).clone(), place)
-        gain, _ = self.network.gains(torch.tensor([level / 256], device=self.device))
+        gain, _ = self.network.gains(torch.tensor([level / 256], dtype=torch.float32, device=self.device))
         generator = torch.Generator(device=self.device).manual_seed(0)
         with torch.no_grad():
             plain = rated(y * gain, self.network.symbols)
@@ -118,7 +118,7 @@ class Refiner:
         from models.network import MS_SSIM_SIDE, distortion
 
         net, (h, w) = self.network, x.shape[-2:]
-        position = torch.tensor([level / 256], device=self.device)
+        position = torch.tensor([level / 256], dtype=torch.float32, device=self.device)
         weight = float(net.cfg.lmbda(position)) * 255**2 * h * w
         tune = net.cfg.tune if min(h, w) > MS_SSIM_SIDE else "psnr"  # about as large at the same λ
         gain, gain_z = net.gains(position)

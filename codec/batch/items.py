@@ -51,6 +51,8 @@ def find_items(
         place, kind = storage.join(root, name), posixpath.splitext(name)[1].lower()
         if below is not None and place.startswith(below):
             continue
+        if any(part.startswith(".") for part in name.split("/")):  # of a URL: a folder's are left out before
+            continue
         if kind in wanted:
             sources.append((place, name, size))
         elif others is not None:

@@ -129,7 +129,8 @@ class _Crew:
                 row = worker.dead_row(item, self.options, f"{how}, the second time alone")
             else:
                 self.suspects.append(item)
-        if self.waiting or self.suspects:
+        others = any(w.ready for w in self.workers)  # where these live, one that could not start is not tried again
+        if (self.waiting or self.suspects) and (dead.ready or not others):
             self.workers.append(_Worker(*self._job))
         return row
 
@@ -202,6 +203,10 @@ def _serve(pipe: Connection, options: Options, prepare: Prepare, process: Proces
         prepare(options)
     except CodecError as error:
         said = error
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "memory" not in str(error):
+            raise
+        sys.exit(1)  # the parent counts those that die so, and says it
     with contextlib.suppress(EOFError, OSError):  # the parent has ended, or wants no more
         pipe.send(said)
         while not isinstance(said, CodecError):

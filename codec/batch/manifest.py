@@ -27,6 +27,7 @@ from codec.files import lock_folder
 
 Row = dict[str, Any]
 
+ROW_HEAD = b'{"source": "'  # what every line begins with
 NAME = "manifest.jsonl"
 DONE, FAILED, OUTDATED = "done", "failed", "outdated"
 REMOTE_S = 10.0  # between writings to an object store, and at least
@@ -130,7 +131,7 @@ def read(place: str) -> dict[str, Row]:
         try:
             row = json.loads(line) if line.strip() else None
         except (ValueError, RecursionError) as error:
-            if number == len(lines):
+            if number == len(lines) and ROW_HEAD.startswith(line[: len(ROW_HEAD)]):
                 break
             raise UsageError(f"{place}, line {number}: not JSON: remove the line, or name another --manifest") from error
         if row is not None:

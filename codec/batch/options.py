@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from bitstream.errors import CheckpointError, UsageError
+from bitstream.errors import CheckpointError, ImageError, UsageError
 from bitstream.limits import Limits
 from codec.targets import DEFAULT_QUALITY, Target
 from models.manifest import manifest
@@ -66,7 +66,10 @@ class Options:
 
         if not self.suffix.startswith(".") or "/" in self.suffix:
             raise UsageError(f"suffix is {self.suffix!r}, expected one like .png")
-        format_of("picture" + self.suffix)
+        try:
+            format_of("picture" + self.suffix)
+        except ImageError as error:
+            raise UsageError(str(error)) from error
 
     def target(self) -> Target:
         """Return what the files shall be. Raises UsageError."""

@@ -69,8 +69,8 @@ def run(
 
     ``source`` is a folder, a URL that fsspec knows or a list (.txt), ``target`` a folder or URL, whose names mirror the
     source's (``codec.batch.items``); ``listed`` is a list of any name, instead of ``source``. ``options`` are those of
-    ``Codec.encode`` but ``progress``, and ``psnr_report=True`` adds PSNR to the rows; or ``decode=True`` and ``suffix=".png"``;
-    besides ``model``, ``device`` and ``limits``.
+    ``Codec.encode`` but ``progress`` and ``resume``, and ``psnr_report=True`` adds PSNR to the rows; or ``decode=True`` and
+    ``suffix=".png"``; besides ``model``, ``device`` and ``limits``.
 
     ``manifest`` (target/manifest.jsonl, see ``codec.batch.manifest``) says what is done: pictures that are, with the same
     options and weights, are skipped if their target is there and neither file has changed its size. Others are done again, and

@@ -173,11 +173,20 @@ def _write_remote(place: str, data: bytes) -> None:
 
 
 def _rename(filesystem: Any, temporary: str, path: str) -> None:
-    if not set("*?[") & set(path):
-        filesystem.mv(temporary, path)
+    """Give a file its name, in place of another one; where a store cannot replace, that one is removed first."""
+    if set("*?[") & set(path):
+        filesystem.cp_file(temporary, path)  # unlike ``mv`` it takes names as they are
+        filesystem.rm_file(temporary)
         return
-    filesystem.cp_file(temporary, path)  # unlike ``mv`` it takes names as they are
-    filesystem.rm_file(temporary)
+    try:
+        filesystem.mv(temporary, path)
+    except Exception:
+        if not filesystem.exists(path):
+            raise
+    filesystem.invalidate_cache()
+    if filesystem.exists(temporary):  # smb says that it does not replace, webhdfs does not
+        filesystem.rm_file(path)
+        filesystem.mv(temporary, path)
 
 
 def _filesystem(url: str) -> tuple[Any, str]:

@@ -31,11 +31,13 @@ def prepare(options: Options) -> None:
     warnings.filterwarnings("ignore", category=FutureWarning)  # of torch's own modules
     import torch
 
-    from codec.api import cached_codec
+    from codec.api import cached_codec, device_of
 
     torch.set_num_threads(1)
     if options.model is not None:
         cached_codec(options.model, options.device).check_effort(options.effort)
+    else:
+        device_of(options.device)
 
 
 def process(item: Item, options: Options) -> Row:

@@ -77,7 +77,9 @@ def compare(
     for compared in shown:
         for codec in compared.codecs:
             off = 100 * (codec.n_bytes / compared.asked_bytes - 1)
-            click.echo(f"{compared.name}: {codec.name} {codec.n_bytes} bytes ({off:+.1f} %), PSNR {codec.psnr_db:.2f} dB")
+            click.echo(
+                f"{printable(compared.name)}: {codec.name} {codec.n_bytes} bytes ({off:+.1f} %), PSNR {codec.psnr_db:.2f} dB"
+            )
     click.echo(f"{printable(str(out))}: open it in a browser")
 
 

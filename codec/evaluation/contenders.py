@@ -12,6 +12,7 @@ import torch
 
 from bitstream.errors import TargetError, UsageError
 from bitstream.header import unpack_header
+from bitstream.limits import NO_LIMITS
 from codec import images
 from codec.api import Codec, cached_codec
 from codec.evaluation.peers import Peer
@@ -108,7 +109,7 @@ class ModelContender:
 
     def decode(self, data: bytes) -> Pixels:
         """Return the pixels of a file."""
-        return images.load(self.coder.decode(data)).pixels
+        return images.load(self.coder.decode(data, limits=NO_LIMITS), limits=NO_LIMITS).pixels
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image, features
 
 from bitstream.errors import ImageError, UsageError
-from codec.images import Pixels
+from codec.images import Pixels, pillows_limit
 
 with contextlib.suppress(ImportError):  # without it there is no jxl, as ``Peer.version`` says
     import pillow_jxl  # noqa: F401  (registers JPEG XL with Pillow)
@@ -94,7 +94,7 @@ class Peer:
     def decode(self, data: bytes) -> Pixels:
         """Return the pixels (H, W, 3) of a file that ``encode`` made. Raises ImageError."""
         try:
-            with Image.open(io.BytesIO(data)) as image:
+            with pillows_limit.at(None), Image.open(io.BytesIO(data)) as image:  # as large as what was encoded
                 return np.asarray(image.convert("RGB"))
         except (OSError, ValueError, RuntimeError) as error:
             raise ImageError(f"{self.name} cannot read a file of its own: {error}") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -107,6 +108,7 @@ def _use(threads: int) -> None:
 
 def _begin_process(threads: int) -> None:
     """Prepare a process of the pool; it ends when the one that made it dies, in whatever way."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all: the parent decides
     warnings.filterwarnings("ignore", category=FutureWarning)  # of torch's own modules
     parent = multiprocessing.parent_process()
     if parent is not None:
@@ -145,6 +147,10 @@ def _row(point: Point, metrics: Sequence[str], threads: int, jobs: int) -> Row |
         return measure(contender, source, picture, quality, metrics) | machine_facts(contender.device, threads, jobs)
     except CodecError as error:
         return type(error)(f"{source.path}: {error}")
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "memory" not in str(error):  # torch has many words
+            raise
+        return CodecError(f"{source.path}: out of memory with {contender.name}: leave one of them away")
 
 
 def run(

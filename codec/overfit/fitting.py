@@ -88,14 +88,34 @@ class PictureFit:
 
     def run(self) -> bytes:
         """Return the file. Raises TargetError if no level meets the target, UsageError for a state of another descent."""
-        with torch.random.fork_rng(devices=[self.model.device] if self.model.device.type == "cuda" else []):
-            torch.manual_seed(0)
-            fit = self._begin()
-            if not self.interrupted:
-                self._descend(fit)
-            file = self._searched(fit) if self.target.is_quality else self._met(fit)
+        device = self.model.device
+        try:
+            with (
+                torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False),  # of a caller
+                torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
+            ):  # fmt: skip
+                torch.default_generator.manual_seed(0)
+                if device.type == "cuda":
+                    with torch.cuda.device(device):
+                        torch.cuda.manual_seed(0)
+                fit = self._begin()
+                if not self.interrupted:
+                    self._descend(fit)
+                file = self._finished(fit)
+        finally:
+            self._found = None  # hundreds of megabytes, of a Codec that lives as long as the process
         self._progress.end()
         return file.data
+
+    def _finished(self, fit: Fit) -> Attempt:
+        """Return the file of a descent that is done; a first interrupt now shortens the search for it."""
+        try:
+            return self._searched(fit) if self.target.is_quality else self._met(fit)
+        except KeyboardInterrupt:
+            if not self.keep_interrupted or self.interrupted:
+                raise
+            self.interrupted = True
+            return self._searched(fit)
 
     @contextmanager
     def _interruptible(self) -> Iterator[None]:
@@ -173,7 +193,7 @@ class PictureFit:
                     other = self._retouched(second)
                     if (abs(other.gap), other.nearest) < (abs(found.gap), found.nearest):
                         fit, found = second, other
-                if fit is not second:
+                if fit is not second and not self.interrupted:
                     self._save(fit)  # in its place: no other one follows
         return found.best or self._searched(fit)
 

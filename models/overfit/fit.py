@@ -62,7 +62,7 @@ class Fit:
     ) -> None:  # fmt: skip
         self.config, self.level, self.finest, self.gains = config, level, finest, gains
         h, w = x.shape[1:]
-        self.pixels = size[0] * size[1]
+        self.size, self.pixels = size, size[0] * size[1]
         self._costs = WindowCosts(x, size, finest)
         for grid in range(finest):
             latents[grid].zero_()
@@ -162,7 +162,7 @@ class Fit:
         rounding, fall = annealed(done / of)
         bits, error = self._step(window, rounding, LEARNING_RATE * fall, NETWORKS_END + (1 - NETWORKS_END) * fall)
         self.iteration += 1
-        report(self.iteration, bits / window.size, -10 * math.log10(max(error, 1e-12)))
+        report(self.iteration, bits / self._inside(window), -10 * math.log10(max(error, 1e-12)))
 
     def _step(
         self, window: Area, quantise: Callable[[Tensor], Tensor], latents_rate: float, networks_rate: float
@@ -187,7 +187,12 @@ class Fit:
             assert gradient is not None
             own = window.coarser(grid)
             self._latents[grid].step(gradient[0][own.inside(self._costs.seen(window, grid))], latents_rate, visits, own.whole)
-        return float(bits.detach()), float(squares.detach()) / (3 * window.size)
+        return float(bits.detach()), float(squares.detach()) / (3 * self._inside(window))
+
+    def _inside(self, window: Area) -> int:
+        """Return how many pixels of a window are the picture's."""
+        h, w = self.size
+        return (min(window.bottom, h) - window.top) * (min(window.right, w) - window.left)
 
     def measure(self) -> State:
         """Return what the rounded latents and the networks cost and give; the PSNR is that of pixels before rounding."""

@@ -112,7 +112,7 @@ class OverfitModel:
         except RuntimeError as error:
             found = " ".join(str(error).split())  # one line
             raise CheckpointError(f"checkpoint {self.checkpoint.name}: {found}: fetch it again") from error
-        return analysis.to(self.device).eval()
+        return analysis.to(self.device, torch.float32).eval()  # whatever a caller's default type was
 
     @torch.no_grad()
     def analyse(self, x: Tensor) -> list[Tensor]:

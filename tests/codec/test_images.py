@@ -674,3 +674,29 @@ def test_a_profile_that_pillow_does_not_read_in_a_png_is_told(tmp_path):
     image.save(tmp_path / "a.png", icc_profile=bytes(2 * 2**20))
     with pytest.raises(ImageError, match="a profile or text of more than a megabyte.*remove it first"):
         images.load(tmp_path / "a.png")
+
+
+def test_the_profile_of_a_jpeg_2000_is_named_as_lost(tmp_path):
+    path = save(Image.new("RGB", (16, 16), "gray"), tmp_path / "a.jp2")
+    data = bytearray(path.read_bytes())
+    images.load(path, strict=True)
+    data[data.index(b"colr") + 4] = 2  # METH: an ICC profile
+    path.write_bytes(data)
+    with pytest.raises(ImageError, match="by an ICC profile or a code of the JPEG 2000 file"):
+        images.load(path, strict=True)
+
+
+def test_extended_xmp_is_named_as_lost(tmp_path):
+    path = save(Image.new("RGB", (16, 16), "gray"), tmp_path / "a.jpg")
+    data = path.read_bytes()
+    extension = b"http://ns.adobe.com/xmp/extension/\0" + bytes(40)
+    path.write_bytes(data[:2] + b"\xff\xe1" + struct.pack(">H", len(extension) + 2) + extension + data[2:])
+    with pytest.warns(UserWarning, match="extended XMP data, of more than 64 KB: not stored"):
+        images.load(path)
+
+
+def test_a_damaged_profile_is_named_as_lost():
+    image = Image.new("RGB", (4, 4))
+    image.info["icc_profile"] = None
+    with pytest.warns(UserWarning, match="the ICC profile is damaged: not stored"):
+        images.load(image)

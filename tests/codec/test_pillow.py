@@ -6,10 +6,11 @@ import copy
 import dataclasses
 import io
 import pickle
+import warnings
 
 import numpy as np
 import pytest
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageCms, UnidentifiedImageError
 
 import codec
 import codec.pillow
@@ -257,3 +258,30 @@ def test_alpha_and_metadata_are_there_before_loading(installed, tmp_path):
     with Image.open(tmp_path / "a.lic") as found:
         assert found.info["xmp"] == b"<other/>"
         assert found.info["icc_profile"] == image.info["icc_profile"]
+
+
+def test_what_was_removed_from_info_stays_away(tmp_path, picture, installed):
+    exif = Image.Exif()
+    exif[0x010F] = "a maker"
+    Image.fromarray(picture(20, 20)).save(tmp_path / "a.lic", exif=exif)
+    with Image.open(tmp_path / "a.lic") as image:
+        del image.info["exif"]
+        image.save(tmp_path / "b.lic")
+    with Image.open(tmp_path / "b.lic") as image:
+        assert "exif" not in image.info
+
+
+def test_metadata_beside_an_image_do_not_change_how_it_is_read(tmp_path, installed):
+    """The EXIF data of a TIFF are tags of the file, which a copy of the image has not."""
+    path = tmp_path / "a.tif"
+    Image.fromarray(np.full((20, 20), 4095, np.uint16)).save(path, tiffinfo={271: "a maker"})
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    with Image.open(path) as image, warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of bits
+        image.save(tmp_path / "plain.lic")
+        image.save(tmp_path / "with.lic", icc_profile=profile)
+        assert "icc_profile" not in image.info
+    plain, given = (Image.open(tmp_path / f"{name}.lic") for name in ("plain", "with"))
+    assert plain.info["exif"] == given.info["exif"]
+    assert np.abs(np.asarray(plain).astype(int) - np.asarray(given)).max() <= 1
+    assert "icc_profile" in given.info

@@ -168,3 +168,11 @@ def test_where_files_do_not_appear_at_once_they_get_a_temporary_name_first(monke
     with pytest.raises(storage.WriteError, match=r"slow://there/full: cannot be written \(No space left"):
         storage.write("slow://there/full", b"abc", overwrite=True)
     assert filesystem.ls("/there", detail=False) == ["/there/a.lic"]
+
+
+def test_hidden_files_of_a_url_are_left_out_too(tmp_path):
+    filesystem = fsspec.filesystem("memory")
+    root = f"/{tmp_path.name}-hidden"
+    for name in ("a.png", "._a.png", ".thumbnails/a.png", "sub/.b.png"):
+        filesystem.pipe_file(f"{root}/{name}", b"x")
+    assert names(find_items(f"memory:/{root}", str(tmp_path / "out"))) == {"a.lic"}

@@ -118,3 +118,17 @@ def test_an_object_store_gets_the_whole_file_now_and_then(monkeypatch):
             book.add(row(name))
             assert len(read(place)) == written
     assert fsspec.filesystem("memory").cat("/manifest-test/manifest.jsonl").count(b"\n") == 3
+
+
+@pytest.mark.parametrize("text", [b"photos/a.png", b"{}x", b'{"target": "a'])
+def test_a_file_of_one_line_that_is_no_cut_row_is_refused(tmp_path, text):
+    """A list that was given as the manifest, say: it would be overwritten."""
+    (tmp_path / "list.txt").write_bytes(text)
+    with pytest.raises(UsageError, match="line 1: not JSON"):
+        read(str(tmp_path / "list.txt"))
+
+
+def test_a_row_that_was_cut_is_left_out(tmp_path):
+    for length in range(12):
+        (tmp_path / "m.jsonl").write_bytes(b'{"source": "'[:length])
+        assert read(str(tmp_path / "m.jsonl")) == {}

@@ -16,7 +16,7 @@ from PIL import Image
 from bitstream.errors import CheckpointError, UsageError
 from codec import images
 from codec.api import Codec
-from codec.batch import run
+from codec.batch import run, storage
 from codec.batch.options import Options
 from codec.machine import physical_cores
 from codec.metrics import psnr_db
@@ -308,3 +308,41 @@ def test_cores_are_counted_once(monkeypatch):
 def test_the_parent_imports_no_torch():
     code = "import sys, codec.batch, codec.batch.local; sys.exit('torch' in sys.modules or 'ray' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+@pytest.mark.parametrize("says_so", [True, False])
+def test_a_store_that_does_not_replace_gets_the_new_file_all_the_same(says_so):
+    """smb raises, webhdfs does nothing."""
+
+    class Store:
+        def __init__(self):
+            self.files = {"t": b"new", "a": b"old"}
+
+        def mv(self, source, target):
+            if target in self.files:
+                if says_so:
+                    raise OSError("exists")
+                return
+            self.files[target] = self.files.pop(source)
+
+        def exists(self, path):
+            return path in self.files
+
+        def rm_file(self, path):
+            del self.files[path]
+
+        def invalidate_cache(self):
+            pass
+
+    store = Store()
+    storage._rename(store, "t", "a")
+    assert store.files == {"a": b"new"}
+    store.mv = lambda source, target: (_ for _ in ()).throw(OSError("no right"))
+    with pytest.raises(OSError, match="no right"):
+        storage._rename(store, "t", "b")
+
+
+def test_a_device_that_is_not_here_stops_decoding_at_once(batch, source, tmp_path):
+    batch(source, tmp_path / "coded")
+    with pytest.raises(UsageError, match="device is 'gpu'"):
+        batch(tmp_path / "coded", tmp_path / "out", decode=True, device="gpu")

@@ -8,7 +8,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageCms
+from switches import default_dtype
 
 import codec
 from bitstream.errors import CheckpointError, FormatError, LimitError, UsageError
@@ -201,3 +203,23 @@ def test_a_fit_that_another_thread_begins_is_not_returned(overfit_checkpoint, fi
             pass
 
     assert Shared(overfit_checkpoint, "cpu").encode(small, quality=50) == fitted
+
+
+@pytest.mark.parametrize("switch", ["no grad", "inference mode", "autocast", "default type"])
+def test_what_a_caller_switches_does_not_matter(overfit_checkpoint, fitted, small, switch):
+    switches = {
+        "no grad": torch.no_grad(),
+        "inference mode": torch.inference_mode(),
+        "autocast": torch.autocast("cpu", torch.bfloat16),
+        "default type": default_dtype(torch.float64),
+    }
+    with switches[switch]:
+        coder = Codec(overfit_checkpoint, "cpu")
+        data = coder.encode(small, quality=50)
+    assert data == fitted or switch == "default type"  # noise is drawn in it
+    assert coder.encode(small, quality=50) == fitted  # nothing of it stays
+
+
+def test_a_fit_keeps_no_descent_when_it_is_done(fitted_codec, small):
+    fitted_codec.encode(small, quality=50)
+    assert fitted_codec.fit._found is None

@@ -27,7 +27,7 @@ from codec.overfit.steering import (
 )
 from codec.targets import SIZE_TOLERANCE, Attempt, Target
 from models.overfit.fit import FREEZING
-from models.overfit.state import State
+from models.overfit.state import State, stored_facts
 
 PIXELS, OTHER = 8000, 100
 OCTAVES = 1.25  # of λ, a level
@@ -274,7 +274,9 @@ def test_the_first_descent_is_kept_where_the_second_is_no_better(fitted_codec, s
     assert len(found) == (2 if at is None else 1)
     assert found[0].better_level != 400
     monkeypatch.setattr(PictureFit, "_retouched", retouched)
-    assert fitted_codec.encode_picture(picture, Target(psnr=20.0), resume=state) == data
+    again = fitted_codec.encode_picture(picture, Target(psnr=20.0), resume=state)
+    assert (again == data) == (at is None)  # a second descent that was interrupted goes on
+    assert stored_facts(state)["second"] == "1"
 
 
 def test_a_file_that_is_allowed_is_not_scaled(fitted_codec, small, monkeypatch):
