@@ -38,6 +38,7 @@ from codec.opening import open_picture
 from codec.overfit.fitting import PictureFit
 from codec.targets import Attempt, LevelSearch, Target
 from codec.tiles import CodedTile, TileDecoder, TileEncoder, check_area
+from codec.workers import torch_threads
 from models.load import Model, load_model
 from models.manifest import find_by_id
 from models.refine import STEPS
@@ -174,9 +175,7 @@ class Codec:
         header = source.header
         self.check(header)
         area = check_area(crop, scale, header.width, header.height)
-        most = (limits or Limits()).count_workers(
-            area, scale, header.tile, header.width, header.height, torch.get_num_threads()
-        )
+        most = (limits or Limits()).count_workers(area, scale, header.tile, header.width, header.height, torch_threads())
         self.model.timings.clear()
         decoder, latents_of = open_picture(self.model, self.engine, source)
         pixels = decoder.decode(latents_of, area, scale, most)

@@ -18,7 +18,7 @@ from bitstream.header import Header
 from bitstream.limits import Limits
 from bitstream.recording import RecordingReader
 from bitstream.tables import LOG2_UNITS
-from codec.workers import workers
+from codec.workers import torch_threads, workers
 from models.entropy import IntegerEntropy
 from models.rounding import FIXED_BITS
 from models.runtime import STRIDE_Y, STRIDE_Z, LoadedModel, check_symbols
@@ -51,7 +51,7 @@ def decode_latents(model: LoadedModel, engine: Engine, source: TileSource, limit
     header = source.header
     w, h = header.width, header.height
     area = Rect(0, 0, w, h)
-    most = (limits or Limits()).count_workers(area, 1, header.tile, w, h, torch.get_num_threads())
+    most = (limits or Limits()).count_workers(area, 1, header.tile, w, h, torch_threads())
     tiles = cut(area, tile_side(header.tile, w, h))
     y_hat = _empty(model.config.M, h, w, STRIDE_Y)
     entropy = model.entropy

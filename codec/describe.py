@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from os import PathLike
 from typing import Any
 
 from bitstream.chunks import ALPHA, GRIDS, NETWORKS, Y_TILE, Z, tile_kinds
 from bitstream.container import Container
 from bitstream.header import Header
-from bitstream.limits import NO_LIMITS
+from bitstream.limits import NO_LIMITS, Limits
 from codec.files import Bytes, bytes_of, read_bytes
 from codec.metrics import bpp
 from models.manifest import manifest, name_of
@@ -21,7 +22,12 @@ def info(data_or_path: Bytes | str | PathLike[str]) -> Header:
 
     Raises FormatError for damage, UsageError for a path that cannot be read or what is neither.
     """
-    return Container.unpack(bytes_of(data_or_path, limits=NO_LIMITS), limits=NO_LIMITS).header
+    return Container.unpack(bytes_of(data_or_path, limits=_limits_of(data_or_path)), limits=NO_LIMITS).header
+
+
+def _limits_of(path: object) -> Limits:
+    """Return no limits for a file, those of a reader for a pipe or device, which may have no end."""
+    return NO_LIMITS if isinstance(path, str | PathLike) and os.path.isfile(path) else Limits()
 
 
 def describe(path: str | PathLike[str], data: bytes | None = None) -> dict[str, Any]:
@@ -29,7 +35,7 @@ def describe(path: str | PathLike[str], data: bytes | None = None) -> dict[str, 
 
     ``data`` is what was read of the file, if it was.
     """
-    data = read_bytes(path, limits=NO_LIMITS) if data is None else data
+    data = read_bytes(path, limits=_limits_of(path)) if data is None else data
     container = Container.unpack(data, limits=NO_LIMITS)
     header = container.header
     name = name_of(header.model_id)

@@ -1,4 +1,4 @@
-"""Files appear whole or not at all."""
+"""Files appear whole or not at all; what is read has a limit."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def open_bytes(path: str | PathLike[str], *, limits: Limits | None = None) -> Bi
 def read_stream(file: BinaryIO, limits: Limits) -> bytes:
     """Return all of what has no size before it is read: a pipe, stdin. Raises LimitError as soon as it is too large."""
     data = bytearray()
-    while piece := file.read(_PIECE):
+    while piece := file.read(min(_PIECE, limits.max_memory + 1 - len(data))):  # a pipe gives all that is asked for, or waits
         data += piece
         limits.check_bytes(len(data))
     return bytes(data)

@@ -34,6 +34,8 @@ def import_weights(
     and ``tune``, "psnr" or "ms-ssim", are by the file's name where they are None. Raises UsageError.
     """
     tune = tune or ("ms-ssim" if "-ms-ssim-" in path.name else "psnr")
+    if tune not in LMBDAS:
+        raise UsageError(f"tune is {tune!r}, expected one of {', '.join(LMBDAS)}")
     lmbda = lmbda if lmbda is not None else _lmbda_of(path, tune)
     if not 0 < lmbda < math.inf:
         raise UsageError(f"lmbda is {lmbda}, expected a number above 0, such as 0.0130")

@@ -115,9 +115,10 @@ class LicImageFile(ImageFile.ImageFile):
 def _save(im: Image.Image, fp: IO[bytes], filename: str | bytes) -> None:
     options = {name: im.encoderinfo[name] for name in _OPTIONS if name in im.encoderinfo}
     given = {key: im.encoderinfo[key] for key in _METADATA if key in im.encoderinfo}
-    im.load()  # some formats have metadata behind the pixels
     before = im.info, im._exif
-    im.info = im.info | {key: value.tobytes() if isinstance(value, Image.Exif) else value for key, value in given.items()}
+    im.info = im.info | {
+        key: (value.tobytes() if isinstance(value, Image.Exif) else value) or b"" for key, value in given.items()
+    }
     if "exif" in given:
         im._exif = None  # what was read of the other
     try:

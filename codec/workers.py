@@ -38,6 +38,7 @@ class Workers:
             raise CancelledError
 
 
+START_S = 60.0  # a thread that has not started by then will not
 _starting = threading.Lock()
 
 
@@ -47,20 +48,26 @@ def _single() -> None:
     torch.get_num_threads()  # at its first use a thread takes the process's number, which is 1 for now
 
 
+def torch_threads() -> int:
+    """Return the caller's number of torch's threads, not that of workers who start in this moment."""
+    with _starting:
+        return torch.get_num_threads()
+
+
 def _start(most: int) -> tuple[ThreadPoolExecutor, int]:
     """Return a pool, all of whose threads are there, of as many as the caller has of torch's, not more than ``most``.
 
     torch's number is the process's too, for threads that have not used torch yet: it is 1 until all of the pool have.
     """
+    number = torch_threads()
     with _starting:
-        number = torch.get_num_threads()
         count = max(min(number, most), 1)
         pool = ThreadPoolExecutor(count, thread_name_prefix="codec", initializer=_single)
         all_there = threading.Barrier(count + 1)
         try:
             for _ in range(count):
                 pool.submit(all_there.wait)
-            all_there.wait()
+            all_there.wait(START_S)
         except BaseException:
             all_there.abort()
             pool.shutdown(cancel_futures=True)
@@ -76,6 +83,7 @@ def workers(jobs: int, most: int | None = None) -> Iterator[Workers]:
 
     A single job runs in the caller's thread, with all of torch's threads.
     """
+    torch_threads()  # a thread that uses torch for the first time takes its number here
     if jobs == 1:
         yield Workers(None, 1)
         return

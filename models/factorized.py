@@ -60,7 +60,10 @@ class Factorized(Network):
             mass = (torch.sigmoid(sign * upper) - torch.sigmoid(sign * lower)).abs()
             b, m, h, w = y.shape
             likelihoods = mass.clamp(min=LIKELIHOOD_MIN).reshape(m, b, h, w).transpose(0, 1)
-        return {"x_hat": self.g_s(y_hat).float() if reconstruct else x, "y_likelihoods": likelihoods}
+        return {
+            "x_hat": self.g_s(self.inverse_gained(y_hat, level)).float() if reconstruct else x,
+            "y_likelihoods": likelihoods,
+        }
 
     def entropy_layers(self) -> dict[str, nn.Module]:
         """There are none."""

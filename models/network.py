@@ -124,7 +124,10 @@ class Network(nn.Module):
 
     def synthesis_input(self, y_hat: Tensor, level: Tensor) -> Tensor:
         """Return what g_s takes (B, M, h, w) of y·gain as coded: without gain, with g_s's own gain and bias of the level."""
-        latents = y_hat / self.interpolate(self.log2_gain, level)
+        return self.inverse_gained(y_hat / self.interpolate(self.log2_gain, level), level)
+
+    def inverse_gained(self, latents: Tensor, level: Tensor) -> Tensor:
+        """Return latents (B, M, h, w), of the size of y, with g_s's own gain and bias of the level."""
         if self.log2_gain_s is not None:
             latents = latents * self.interpolate(self.log2_gain_s, level)
         if self.level_bias_s is not None:

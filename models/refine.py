@@ -70,10 +70,10 @@ class Refiner:
     ) -> None:
         from models.dequantise import dequantise  # with CompressAI: not for those who only want to know STEPS
 
-        dequantise(network, checkpoint.tensors)
+        dequantise(network.to(torch.float32), checkpoint.tensors)  # whatever a caller's default type is
         self.bits = bits_of_rows(y_table).to(device)
         layout = torch.channels_last if network.cfg.bf16_channels_last else torch.contiguous_format
-        self.network = network.to(device, torch.float32).to(memory_format=layout).eval().requires_grad_(False)
+        self.network = network.to(device).to(memory_format=layout).eval().requires_grad_(False)
         self.device, self.autocast = device, autocast
 
     @torch.inference_mode(False)  # a caller's would leave nothing to differentiate

@@ -11,7 +11,7 @@ layers start as a lapped Karhunen–Loève transform (``models.klt``), so traini
 The context is crossed: the first pass codes the even channels at anchors and the odd ones elsewhere, the second the rest, from
 the 3×3 neighbours and half of the channels at the very position. What it sees has a gain for each level, it and the parameter
 network have a bias: at low rates neighbours are noisy. Or it is a plain checkerboard of positions ("checkerboard"). What g_s
-sees has an inverse gain and a bias for each level too, where config has ``inverse_gain`` (else 1/gain): they cost no bits.
+sees has an inverse gain and a bias for each level too, where config has ``inverse_gain`` (``models.network``).
 
 This file holds the float networks; gains and the training ``forward`` are in ``models.network``. Coding runs in integers:
 ``models.entropy``.

@@ -143,7 +143,7 @@ def main(pictures: Path, out: Path, count: int, workers: int, runs: int, model: 
         equal = all(files(Path(folder, f"{number}-{i}")) == whole for number in times for i in range(runs))
         medians = {n: {key: statistics.median(row[key] for row in found) for key in found[0]} for n, found in times.items()}
         result: dict[str, Any] = {
-            "model": model, "checkpoint": manifest()[model]["sha256"],
+            "model": model, "checkpoint": manifest().get(model, {}).get("sha256"),
             "cpu": cpu_name(), "cores": os.cpu_count(), "pictures": count,
             "megapixels": round(pixels / 1e6, 2), "load_average": round(os.getloadavg()[1], 1),
             "local": {str(n): {"runs": times[n], "median": medians[n]} for n in times},

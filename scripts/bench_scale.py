@@ -119,7 +119,7 @@ def main(out: Path, plot: Path | None, model: str, threads: int, quality: float,
             row["bytes"] = (Path(folder) / "a.lic").stat().st_size
         rows.append(row)
         click.echo(json.dumps(row))
-    checkpoint = manifest()[model]["sha256"]
+    checkpoint = manifest().get(model, {}).get("sha256")
     facts = {"model": model, "checkpoint": checkpoint, "quality": quality, "threads": threads, "cpu": cpu_name()}
     result = facts | {"rows": rows}
     out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

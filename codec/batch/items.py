@@ -17,6 +17,7 @@ from urllib.parse import unquote, urlsplit
 
 from bitstream.errors import UsageError
 from codec.batch import storage
+from codec.batch.manifest import NAME as MANIFEST
 from codec.images import SUFFIXES
 from codec.pairs import SUFFIX as LIC
 
@@ -55,7 +56,7 @@ def find_items(
             continue
         if kind in wanted:
             sources.append((place, name, size))
-        elif others is not None:
+        elif others is not None and posixpath.basename(name) != MANIFEST:
             others[kind] += 1
     if not sources:
         raise UsageError(f"{source}: no files ({', '.join(sorted(wanted))}) are below it")

@@ -119,7 +119,8 @@ class _Crew:
         dead.pipe.close()
         dead.process.join()
         how, item, row = _how(dead.process.exitcode), dead.item, None
-        if not dead.ready:
+        others = any(w.ready for w in self.workers)  # where these live, one that could not start is not tried again
+        if not dead.ready and not others:
             self.false_starts += 1
             if self.false_starts >= MAX_FALSE_STARTS:
                 raise CodecError(f"worker processes die while they start ({how}): is there memory for so many --workers?")
@@ -129,7 +130,6 @@ class _Crew:
                 row = worker.dead_row(item, self.options, f"{how}, the second time alone")
             else:
                 self.suspects.append(item)
-        others = any(w.ready for w in self.workers)  # where these live, one that could not start is not tried again
         if (self.waiting or self.suspects) and (dead.ready or not others):
             self.workers.append(_Worker(*self._job))
         return row

@@ -173,7 +173,7 @@ def _write_remote(place: str, data: bytes) -> None:
 
 
 def _rename(filesystem: Any, temporary: str, path: str) -> None:
-    """Give a file its name, in place of another one; where a store cannot replace, that one is removed first."""
+    """Give a file its name, in place of another one, which is moved aside where a store cannot replace."""
     if set("*?[") & set(path):
         filesystem.cp_file(temporary, path)  # unlike ``mv`` it takes names as they are
         filesystem.rm_file(temporary)
@@ -184,9 +184,16 @@ def _rename(filesystem: Any, temporary: str, path: str) -> None:
         if not filesystem.exists(path):
             raise
     filesystem.invalidate_cache()
-    if filesystem.exists(temporary):  # smb says that it does not replace, webhdfs does not
-        filesystem.rm_file(path)
+    if not filesystem.exists(temporary):
+        return
+    aside = f"{temporary}.old"  # smb says that it does not replace, webhdfs does not: the old file makes room
+    filesystem.mv(path, aside)
+    try:
         filesystem.mv(temporary, path)
+    except BaseException:
+        filesystem.mv(aside, path)
+        raise
+    filesystem.rm_file(aside)
 
 
 def _filesystem(url: str) -> tuple[Any, str]:

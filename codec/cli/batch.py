@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from codec.batch import Summary
 
 SHOWN_FAILURES = 50  # lines; the manifest has all
-SHOWN_KINDS = 4
+SHOWN_KINDS = 4  # suffixes of files that were left out
 UNITS = ("bytes", "kB", "MB", "GB", "TB")
 
 _OPTIONS = (
@@ -120,7 +120,8 @@ def _left_out(summary: Summary) -> str:
         return ""
     kinds = [f"{count} {kind or 'without a suffix'}" for kind, count in summary.others.most_common(SHOWN_KINDS)]
     more = ["…"] if len(summary.others) > SHOWN_KINDS else []
-    return f"; {summary.others.total()} other files left out ({', '.join([*kinds, *more])})"
+    total = summary.others.total()
+    return f"; {total} other {'file' if total == 1 else 'files'} left out ({', '.join([*kinds, *more])})"
 
 
 def _bytes(number: float) -> str:

@@ -54,6 +54,8 @@ def evaluate(
     codec evaluate kodak/ --peers jpeg,webp,avif,jxl -o out/
     codec evaluate kodak/ --model hyperprior
     """
+    if quoted_file is not None and out is None:
+        raise UsageError("--quoted draws published curves beside the measured ones: give a folder for the plots, -o out/")
     chosen = _metrics(metrics)
     grid = None if qualities is None else _numbers(qualities)
     import torch
@@ -62,8 +64,6 @@ def evaluate(
     from codec.evaluation.contenders import ModelContender, PeerContender
     from codec.evaluation.peers import peers
 
-    if quoted_file is not None and out is None:
-        raise UsageError("--quoted draws published curves beside the measured ones: give a folder for the plots, -o out/")
     threads = threads or max(1, torch.get_num_threads() // jobs)
     contenders: list[Contender] = [ModelContender.of(model, device) for model in models if model]
     contenders += [PeerContender.of(peer, threads) for peer in peers(peer_names)]

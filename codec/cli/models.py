@@ -16,7 +16,9 @@ TABLE_WIDTH = 156  # narrower, names would be cut
 
 
 @click.option("--install", type=FILE, help="Add a checkpoint file (.safetensors) to the installed ones.")
-@click.option("--as", "name", help="Name that --install gives it (default: that of its manifest row).")
+@click.option(
+    "--as", "name", help="Name that --install gives it, if the manifest does not know it yet (default: that of its own row)."
+)
 def models(install: Path | None, name: str | None) -> None:
     """List the installed checkpoints, or install one."""
     from rich.console import Console

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import signal
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -108,7 +107,6 @@ def _use(threads: int) -> None:
 
 def _begin_process(threads: int) -> None:
     """Prepare a process of the pool; it ends when the one that made it dies, in whatever way."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all: the parent decides
     warnings.filterwarnings("ignore", category=FutureWarning)  # of torch's own modules
     parent = multiprocessing.parent_process()
     if parent is not None:

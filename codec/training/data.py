@@ -21,33 +21,42 @@ def find_images(folder: str | Path, min_side: int = 1) -> list[Path]:
 
     Raises UsageError if there are none, or for a file that is no picture.
     """
-    paths = sorted(path for path in map(Path, walk_files(folder)) if path.suffix.lower() in images.SUFFIXES)
-    kept = []
-    for path in paths:
-        try:
-            with open(path, "rb") as file, images.open_picture(file) as image:
-                side = min(image.size)
-        except images.DAMAGE as error:
-            raise UsageError(f"{path}: not a picture that Pillow can read: remove it") from error
-        if side >= min_side:
-            kept.append(path)
+    return _large_ones(folder, _sides(folder), min_side)
+
+
+def _large_ones(folder: str | Path, sides: dict[Path, int], min_side: int) -> list[Path]:
+    kept = [path for path, side in sides.items() if side >= min_side]
     if not kept:
-        raise UsageError(f"{folder}: found {len(paths)} pictures, none with both sides of {min_side} pixels or more")
+        raise UsageError(f"{folder}: found {len(sides)} pictures, none with both sides of {min_side} pixels or more")
     return kept
 
 
-def split_images(folder: str | Path, min_side: int) -> tuple[list[Path], list[Path]]:
+def _sides(folder: str | Path) -> dict[Path, int]:
+    """Return the pictures below a folder, hidden ones left out, in sorted order, and their shorter sides."""
+    paths = sorted(path for path in map(Path, walk_files(folder)) if path.suffix.lower() in images.SUFFIXES)
+    sides = {}
+    for path in paths:
+        try:
+            with open(path, "rb") as file, images.open_picture(file) as image:
+                sides[path] = min(image.size)
+        except images.DAMAGE as error:
+            raise UsageError(f"{path}: not a picture that Pillow can read: remove it") from error
+    return sides
+
+
+def split_images(folder: str | Path, min_side: int, cure: str = "add more") -> tuple[list[Path], list[Path]]:
     """Return the pictures below a folder to train on, and those held out: every 64th of all, whatever ``min_side`` is.
 
-    So what one stage of a training holds out, the next one with larger crops does too. Raises as ``find_images`` does, and
-    UsageError if all are held out.
+    So what one stage of a training holds out, the next one with larger crops does too; only where all of these are too small,
+    others are. Raises as ``find_images`` does, and UsageError with a ``cure`` if all are held out.
     """
-    every, kept = find_images(folder), find_images(folder, min_side)
-    held = set(every[::VALIDATION_SHARE])
+    sides = _sides(folder)
+    held = set(list(sides)[::VALIDATION_SHARE])
+    kept = _large_ones(folder, sides, min_side)
     held_out = [path for path in kept if path in held] or kept[::VALIDATION_SHARE]
     others = [path for path in kept if path not in set(held_out)]
     if not others:
-        raise UsageError(f"{folder}: {len(kept)} pictures, all held out: add more")
+        raise UsageError(f"{folder}: {len(kept)} pictures, all held out for validation: {cure}")
     return others, held_out
 
 
@@ -58,7 +67,7 @@ def load_rgb(path: Path) -> Tensor:
             warnings.simplefilter("ignore", UserWarning)  # of alpha, 16 bits and more that training does not need
             return torch.from_numpy(images.load(path).pixels).permute(2, 0, 1).contiguous()
     except (ImageError, LimitError) as error:
-        raise UsageError(f"{error} (or remove it from the training pictures)") from error
+        raise UsageError(f"{error}; or remove it") from error
 
 
 class CropStore:

@@ -39,7 +39,7 @@ VALIDATION_PICTURES = 16  # at most, where no validation folder is given
 KLT_CROP = 128  # at most, of the 384 crops of the KLT start: gigabytes otherwise
 MILESTONES = (40, 90, 140)  # epochs after which "multistep" multiplies the rates by MULTISTEP_FACTOR
 MULTISTEP_FACTOR = 0.5
-NOISE_STRIDE = 1_000_003
+NOISE_STRIDE = 1_000_003  # between the seeds of the noise of a run that is resumed at one step or the next
 
 
 def _silent(_: dict[str, Any]) -> None:
@@ -128,7 +128,7 @@ class Trainer:
         if needs_start:
             check_klt_start(self.model)
         if valid is None:
-            self.train_paths, held_out = split_images(dataset, recipe.crop)
+            self.train_paths, held_out = split_images(dataset, recipe.crop, "add more or give --valid")
             self.valid_paths = held_out[:VALIDATION_PICTURES]
         else:
             self.valid_paths = find_images(valid, MS_SSIM_CROP if self.model.cfg.tune == "ms-ssim" else 64)
@@ -136,7 +136,7 @@ class Trainer:
             self.train_paths = [path for path in find_images(dataset, recipe.crop) if path.resolve() not in held]
             if not self.train_paths:
                 raise UsageError(f"{dataset}: all of its pictures are those of {valid}: add more")
-        self.is_split = valid is None
+        self.held_out = valid is None  # whether every 64th picture is not trained on
         self.fabric = launch(device, devices)  # what is bad was said before, by one process
         self.rng = np.random.default_rng(recipe.seed)
         self.valid_batches = validation_batches(self.valid_paths, recipe.test_batch_size)
@@ -175,7 +175,7 @@ class Trainer:
             "schedule": self.schedule.state_dict(),
             "start": self.start,
             "rows": self.model.rows,
-            "held_out": self.is_split,
+            "held_out": self.held_out,
         }
         write_state(path, state)
 
@@ -202,6 +202,7 @@ class Trainer:
             self.schedule.load_state_dict(state["schedule"])
         self.start = state.get("start")
         self.model.rows = state.get("rows") if self.recipe.counted_rows else None
+        self.held_out &= state.get("held_out", True)
         self.ema = state["ema"]
         self.step, self.minutes = state["step"], state["minutes"]
         self.rng.bit_generator.state = json.loads(state["rng"])

@@ -105,14 +105,14 @@ class OverfitModel:
     @cached_property
     def _analysis(self) -> Analysis:
         with torch.random.fork_rng(devices=[]):  # else the first fit would see other random numbers than the next
-            analysis = Analysis(self.config.analysis)
+            analysis = Analysis(self.config.analysis).to(torch.float32)  # whatever a caller's default type is
         tensors = {n.removeprefix(ANALYSIS): t.float() for n, t in self.checkpoint.tensors.items() if n.startswith(ANALYSIS)}
         try:
             analysis.load_state_dict(tensors)
         except RuntimeError as error:
             found = " ".join(str(error).split())  # one line
             raise CheckpointError(f"checkpoint {self.checkpoint.name}: {found}: fetch it again") from error
-        return analysis.to(self.device, torch.float32).eval()  # whatever a caller's default type was
+        return analysis.to(self.device).eval()
 
     @torch.no_grad()
     def analyse(self, x: Tensor) -> list[Tensor]:

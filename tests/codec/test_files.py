@@ -202,7 +202,7 @@ def test_an_error_while_reading_is_named():
         read_bytes("/proc/self/mem")
 
 
-def test_a_pipe_is_read_in_pieces(tmp_path):
+def test_a_pipe_is_read_in_pieces():
     """Asked for all at once, Python would allocate the limit."""
     asked = []
 
@@ -215,7 +215,7 @@ def test_a_pipe_is_read_in_pieces(tmp_path):
     assert max(asked) <= 2**20
     with pytest.raises(LimitError, match="the limit is 100"):
         read_stream(Pipe(bytes(2**21)), Limits(max_memory=100))
-    assert len(asked) == 6
+    assert asked[4:] == [101]
 
 
 def test_a_name_with_a_nul_is_a_usage_error(tmp_path):

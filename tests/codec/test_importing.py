@@ -92,7 +92,7 @@ def test_reconstruction_is_that_of_compressais_forward_pass(imported, x):
 def test_file_decodes_and_has_one_level(imported, x):
     _, model, row = imported
     assert row["max_level"] == 0
-    assert row["rd"][0]["lmbda"] == LMBDAS[2] == 0.0067
+    assert row["rd"][0]["lmbda"] == LMBDAS["psnr"][2] == 0.0067
     pixels = (x[0].permute(1, 2, 0) * 255).round().byte().numpy()
     coder = Codec.__new__(Codec)
     coder.model, coder.engine, coder.timings = model, default_engine(), {}

@@ -109,6 +109,8 @@ VARIANTS = {
     "attention": ("attention", SMALL),
     "attention, imported": ("attention", SMALL | {"mixtures": 1, "linear_scale": True}),
     "anchor": ("attention", SMALL | {"mixtures": 2, "attention_blocks": False}),
+    "factorized, inverse gain": ("factorized", SMALL | {"inverse_gain": True}),
+    "hyperprior, inverse gain": ("hyperprior", SMALL | {"inverse_gain": True}),
     "swift, crossed": ("swift", SMALL_SWIFT | {"order": "crossed"}),
     "swift, inverse gain": ("swift", SMALL_SWIFT | {"order": "crossed", "inverse_gain": True}),
 }
@@ -133,7 +135,7 @@ def stirred(variant: str) -> Network:
         torch.manual_seed(4)
         bottleneck = net.entropy_bottleneck
         bottleneck.quantiles[:, 0, 1] = torch.randn(len(bottleneck.quantiles)) * 0.3
-        if variant == "factorized":
+        if not net.layout().hyper:
             for parameter in (*bottleneck.matrices, *bottleneck.biases, *bottleneck.factors):
                 parameter.add_(0.2 * torch.randn_like(parameter))
             bottleneck.matrices[0].add_(1.5)  # a fresh density is some ten standard deviations wide
@@ -144,9 +146,9 @@ def stirred(variant: str) -> Network:
             if getattr(net.cfg, "linear_scale", False):
                 m = net.cfg.M
                 bias[:m] = 1.0  # the scales come first
-            for name, table in net.named_parameters():
-                if name.endswith(".table") or name in ("log2_gain_context", *INVERSE_GAIN):
-                    table.add_(0.2 * torch.randn_like(table))
+        for name, table in net.named_parameters():
+            if name.endswith(".table") or name in ("log2_gain_context", *INVERSE_GAIN):
+                table.add_(0.2 * torch.randn_like(table))
         net.log2_gain.add_(0.2 * torch.randn_like(net.log2_gain))
     return net
 

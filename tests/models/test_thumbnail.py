@@ -110,10 +110,9 @@ def test_tensors_of_another_shape_are_refused():
     assert Thumbnail.of({}, 32) is None
 
 
-@pytest.mark.parametrize("size", [(128, 200)])
-def test_a_callers_autocast_does_not_change_it(with_thumbnail, picture, size):
+def test_a_callers_autocast_does_not_change_it(with_thumbnail, picture):
     coder, _ = with_thumbnail
-    data = coder.encode(picture(*size), quality=70)
+    data = coder.encode(picture(128, 200), quality=70)
     expected = np.asarray(coder.decode(data, scale=8))
     with torch.autocast("cpu", torch.bfloat16):
         assert np.array_equal(np.asarray(coder.decode(data, scale=8)), expected)

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import fsspec
 import pytest
@@ -337,9 +338,23 @@ def test_a_store_that_does_not_replace_gets_the_new_file_all_the_same(says_so):
     store = Store()
     storage._rename(store, "t", "a")
     assert store.files == {"a": b"new"}
-    store.mv = lambda source, target: (_ for _ in ()).throw(OSError("no right"))
-    with pytest.raises(OSError, match="no right"):
-        storage._rename(store, "t", "b")
+
+
+def test_a_file_that_cannot_be_replaced_stays():
+    """Where nothing can be moved, and where it can be moved aside alone."""
+    for allowed in (0, 1):
+        files, moves = {"t": b"new", "a": b"old"}, []
+
+        def mv(source, target, files=files, moves=moves, allowed=allowed):
+            moves.append(source)
+            if source == "t" or not allowed:
+                raise OSError("no right")
+            files[target] = files.pop(source)
+
+        store = SimpleNamespace(mv=mv, exists=files.__contains__, rm_file=files.pop, invalidate_cache=lambda: None)
+        with pytest.raises(OSError, match="no right"):
+            storage._rename(store, "t", "a")
+        assert files == {"t": b"new", "a": b"old"}
 
 
 def test_a_device_that_is_not_here_stops_decoding_at_once(batch, source, tmp_path):

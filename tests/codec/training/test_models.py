@@ -186,14 +186,13 @@ def test_channels_that_the_klt_start_cannot_fill_are_said_before_the_pictures_ar
         Trainer(Recipe(config=config), tmp_path / "none", device="cpu")
 
 
-def test_pictures_of_the_validation_folder_are_not_trained_on(data, recipe, monkeypatch):
-    monkeypatch.chdir(data.parent)
-    (data.parent / "again").symlink_to(data / "0.png")
-    (data.parent / "valid").mkdir()
-    (data.parent / "valid" / "0.png").symlink_to(data / "0.png")
+def test_pictures_of_the_validation_folder_are_not_trained_on(data, recipe, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "valid").mkdir()
+    (tmp_path / "valid" / "0.png").symlink_to(data / "0.png")
     trainer = Trainer(Recipe.load(recipe), data, valid=Path("valid"), device="cpu")
     assert sorted(path.name for path in trainer.train_paths) == [f"{i}.png" for i in range(1, 6)]
-    assert not trainer.is_split
+    assert not trainer.held_out
 
 
 def test_a_start_with_other_scales_is_refused(data, tmp_path):
