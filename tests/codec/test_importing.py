@@ -222,3 +222,8 @@ def test_no_code_in_a_file_of_weights_is_run(tmp_path):
     torch.save({"state_dict": Trap()}, tmp_path / "x.pth")
     with pytest.raises(UsageError, match="not weights that torch can read safely"):
         import_weights(tmp_path / "x.pth", "mine", None, 0.01, tmp_path / "out")
+
+
+def test_another_measure_is_refused(tmp_path):
+    with pytest.raises(UsageError, match="tune is 'vmaf', expected one of psnr, ms-ssim"):
+        import_weights(tmp_path / "x.pth", "mine", None, 0.01, tmp_path / "out", tune="vmaf")

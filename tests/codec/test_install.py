@@ -134,3 +134,9 @@ def test_a_row_that_could_not_be_listed_is_refused(package, change):
     (folder / "manifest.toml").write_text((folder / "manifest.toml").read_text().replace(*change))
     with pytest.raises(UsageError, match="its manifest row tiny has no"):
         install_checkpoint(source)
+
+
+def test_a_name_for_nothing_is_refused():
+    result = CliRunner().invoke(main, ["models", "--as", "mine"])
+    assert result.exit_code == 2
+    assert "--as names what --install adds: give both" in result.output

@@ -87,6 +87,7 @@ def test_a_list_limits_and_a_manifest_elsewhere(call, source, tmp_path):
         (["none", "out"], "none: no such folder"),
         ([".", "out", "--bpp", "1", "-q", "1"], "quality and bpp are given"),
         ([".", "out", "--decode", "--strip"], "strip is for encoding"),
+        ([".", "out", "--decode", "--suffix", ".xyz"], r"Pillow writes no \.xyz files"),
     ],
 )
 def test_wrong_usage_exits_with_2(call, arguments, message):

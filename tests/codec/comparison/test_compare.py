@@ -138,3 +138,10 @@ def test_a_picture_that_is_missing_is_said(tmp_path):
     result = invoke(tmp_path / "no.png", "-o", tmp_path / "page.html")
     assert result.exit_code == 2
     assert "no such file" in result.stderr
+
+
+def test_a_limit_of_pixels_can_be_set(photo, tmp_path):
+    result = invoke(photo, "--model", "", "--peers", "jpeg", "--max-pixels", "100", "-o", tmp_path / "page.html")
+    assert result.exit_code == 1
+    assert "the limit is 100: raise it with --max-pixels" in result.output
+    assert not (tmp_path / "page.html").exists()

@@ -157,6 +157,15 @@ def test_export_with_one_picture_is_a_usage_error(state, tmp_path, write_picture
 
 
 @pytest.mark.usefixtures("_quick")
+@pytest.mark.parametrize("held_out", [True, False])
+def test_a_run_that_held_nothing_out_says_so_in_the_manifest(state, data, tmp_path, held_out):
+    content = torch.load(state, weights_only=True)
+    torch.save(content | {"held_out": held_out}, tmp_path / "a.pt")
+    row = export_state(tmp_path / "a.pt", data, "tiny", tmp_path / "out")
+    assert ("measured_on" in row) == (not held_out)
+
+
+@pytest.mark.usefixtures("_quick")
 def test_export_keeps_the_other_rows_of_the_folder(state, data, tmp_path):
     for name in ("one", "two"):
         export_state(state, data, name, tmp_path)

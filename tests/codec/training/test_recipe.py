@@ -112,6 +112,8 @@ def test_changes_win_over_the_file_and_none_does_not(recipe):
         ('tune = "ms-ssim"', "unknown key 'tune'"),
         ("minutes = 0", "minutes is 0, expected more than 0"),
         ("steps = 0", "steps is 0, expected more than 0"),
+        ("grad_clip = 0", "grad_clip is 0, expected more than 0"),
+        ("seed = -1", "seed is -1, expected at least 0"),
     ],
 )
 def test_bad_recipes_are_usage_errors(tmp_path, data, text, message, train):
@@ -180,3 +182,9 @@ def test_an_unknown_model_lists_the_known_ones():
     for name in ("nonsense", "../recipes/swift"):
         with pytest.raises(UsageError, match="unknown model .*; models with a recipe: attention, checkerboard, .*swift"):
             Recipe.of_model(name)
+
+
+def test_a_recipe_that_is_no_utf_8_is_a_usage_error(tmp_path):
+    (tmp_path / "a.toml").write_bytes(b'model = "\xff"')
+    with pytest.raises(UsageError, match="not valid TOML"):
+        Recipe.load(tmp_path / "a.toml")

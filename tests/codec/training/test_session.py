@@ -87,6 +87,21 @@ def test_validation_pictures_may_be_given(data, recipe, tmp_path, write_pictures
     assert (len(own.train_paths), own.valid_paths) == (6, [valid / "0.png"])
 
 
+def test_a_validation_folder_that_is_all_of_the_data_is_a_usage_error(data, recipe, tmp_path, train):
+    result = train(data, "--valid", data, "--recipe", recipe, "--state", tmp_path / "a.pt", code=2)
+    assert "all of its pictures are those of" in result.stderr
+
+
+def test_a_run_that_was_begun_with_a_validation_folder_remembers_it(data, recipe, tmp_path, write_pictures):
+    valid = write_pictures(tmp_path / "valid", 1)
+    one = Trainer(Recipe.load(recipe), data, valid=valid, device="cpu")
+    one.save(tmp_path / "a.pt")
+    two = Trainer(Recipe.load(recipe), data, device="cpu")
+    assert two.held_out
+    two.load(tmp_path / "a.pt")
+    assert not two.held_out
+
+
 def test_small_validation_pictures_are_a_usage_error(data, recipe, tmp_path, train, write_pictures):
     valid = write_pictures(tmp_path / "valid", 1, side=63)
     train(data, "--valid", valid, "--recipe", recipe, "--state", tmp_path / "a.pt", code=2)
