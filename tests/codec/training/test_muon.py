@@ -152,9 +152,8 @@ def test_a_state_of_the_other_optimiser_is_refused(recipe, data, tmp_path, muon)
 def test_without_residual_blocks_all_convolutions_but_those_of_pixels_learn_by_muon(recipe, data):
     states = []
     for muon in (False, True):
-        own = Recipe.load(
-            recipe, model="hyperprior", config={"N": 8, "M": 16}, muon=muon, lr_blocks=2e-4, lr_trunk=2e-4, grad_clip=1e9
-        )
+        rates = {"lr_blocks": 2e-4, "lr_trunk": 2e-4, "grad_clip": 1e9}
+        own = Recipe.load(recipe, model="hyperprior", config={"N": 8, "M": 16}, muon=muon, klt_start=True, **rates)
         trainer = Trainer(own, data, device="cpu")
         trainer.train_step()
         states.append(trainer.model.state_dict())
