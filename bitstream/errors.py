@@ -69,3 +69,22 @@ def unexpected(error: Exception) -> str:
     """Return what is said of an error that nobody raised on purpose, where other files or checks go on."""
     first = (str(error).splitlines() or [""])[0]
     return f"an error of the program ({type(error).__name__}: {first}): please report it"
+
+
+_OUT_OF_MEMORY = (
+    "out of memory",
+    "not enough memory",
+    "allocate memory",
+    "failed to allocate",
+    "memory allocation",
+    "bad_alloc",
+    "bad allocation",
+    "alloc_failed",
+)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that memory is short: torch has several words for it, and on the CPU no class."""
+    if isinstance(error, MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _OUT_OF_MEMORY)

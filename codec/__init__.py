@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     )
     from bitstream.header import Header
     from bitstream.limits import Limits
+    from codec import batch as batch
     from codec.api import Codec, decode, decode_file, encode, encode_file, latents
     from codec.batches import decode_batch, encode_batch
     from codec.compressed import DecodedLatents
@@ -82,10 +83,19 @@ def _version() -> str:
         return "0+unknown"
 
 
-def __getattr__(name: str) -> Any:
-    """Import the API at first use: ``codec info`` and ``--help`` need no torch."""
-    if name == "__version__":
-        return _version()
-    if name in _HOMES:
-        return getattr(importlib.import_module(_HOMES[name]), name)
-    raise AttributeError(f"module 'codec' has no attribute {name!r}")
+if not TYPE_CHECKING:  # else a checker would take any name for one of ours
+
+    def __getattr__(name: str) -> Any:
+        """Import the API at first use: ``codec info`` and ``--help`` need no torch."""
+        if name == "__version__":
+            return _version()
+        if name in _HOMES:
+            return getattr(importlib.import_module(_HOMES[name]), name)
+        if name == "batch":  # codec.batch.run
+            return importlib.import_module("codec.batch")
+        raise AttributeError(f"module 'codec' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """Return what there is to complete: names that are imported at their first use too."""
+    return sorted({*globals(), *__all__, "__version__", "batch"})

@@ -18,12 +18,13 @@ from PIL import Image
 from bitstream.container import TileSource
 from bitstream.errors import FormatError, LimitError
 from bitstream.grid import Rect, tile_side, touched
-from codec.images import Pixels, pillows_limit
+from codec.images import Pixels
+from codec.pillows_limit import pillows_limit
 from codec.workers import workers
 
 STRIP = 1024  # rows that are put together at once: a multiple of all scales
 WEBP_HEAD = 16  # bytes: "RIFF", size, "WEBP", "VP8L"
-WEBP_SIDE = 2**14 - 1  # RFC 9649, 3.4
+WEBP_SIDE = 2**14 - 1  # libwebp's; the format has one more (RFC 9649, 3.4)
 _DAMAGE = (OSError, SyntaxError, ValueError, EOFError, RuntimeError)  # what Pillow raises
 
 

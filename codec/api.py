@@ -8,6 +8,7 @@ decode: Container.unpack → tile by tile model.decode_latents → symbol CRC �
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -15,7 +16,7 @@ from functools import lru_cache
 from numbers import Integral
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
@@ -31,18 +32,25 @@ from codec import arrays, images
 from codec.alpha import decode_alpha, pack_tiles
 from codec.arrays import Decoded
 from codec.compressed import DecodedLatents, decode_latents
-from codec.files import check_target, open_bytes, write_atomic
+from codec.decoders import decoder_of
+from codec.devices import device_of
+from codec.files import check_not_source, check_target, open_bytes, write_atomic
 from codec.images import ImageLike, Picture
+from codec.metadata import of_other_pixels
 from codec.metrics import psnr_db
-from codec.opening import open_picture
 from codec.overfit.fitting import PictureFit
 from codec.targets import Attempt, LevelSearch, Target
 from codec.tiles import CodedTile, TileDecoder, TileEncoder, check_area
-from codec.workers import torch_threads
+from codec.workers import loading, mark_coding, torch_threads
 from models.load import Model, load_model
-from models.manifest import find_by_id
+from models.manifest import Stamp, find_by_id, stamp
 from models.refine import STEPS
 from models.runtime import LoadedModel
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from codec.arguments import AreaOptions, DecodeOptions, EncodeOptions
 
 DEFAULT_MODEL = "swift"
 
@@ -58,10 +66,19 @@ class Codec:
 
     def __init__(self, model: str | PathLike[str] = DEFAULT_MODEL, device: str | None = None) -> None:
         self.model: Model = load_model(str(model), device_of(device))
+        self._made_of = (os.path.abspath(model) if str(model).endswith(".safetensors") else str(model), device)
+        mark_coding()
         self.engine = default_engine()
         self.timings: dict[str, float] = {}
         self.clamped = 0
         self.fit: PictureFit | None = None
+
+    def __getstate__(self) -> tuple[str, str | None]:
+        return self._made_of
+
+    def __setstate__(self, made_of: tuple[str, str | None]) -> None:
+        """Let a process that gets it by pickle load the model, once for all calls."""
+        vars(self).update(vars(cached_codec(*made_of)))
 
     @property
     def fits_pictures(self) -> bool:
@@ -177,15 +194,18 @@ class Codec:
         area = check_area(crop, scale, header.width, header.height)
         most = (limits or Limits()).count_workers(area, scale, header.tile, header.width, header.height, torch_threads())
         self.model.timings.clear()
-        decoder, latents_of = open_picture(self.model, self.engine, source)
+        decoder, latents_of = decoder_of(self.model, self.engine, source)
         pixels = decoder.decode(latents_of, area, scale, most)
         begin = time.perf_counter()
         alpha = decode_alpha(source, decoder.tiles, area, scale, most)
-        image = images.to_pil(pixels, gray=header.gray, alpha=alpha, stored=source.metadata)
+        stored, (h, w, _) = source.metadata, pixels.shape
+        if (w, h) != (header.width, header.height):
+            stored = of_other_pixels(stored, w, h)
+        image = images.to_pil(pixels, gray=header.gray, alpha=alpha, stored=stored)
         self.timings = {**self.model.timings, "pixels": time.perf_counter() - begin}
         return image
 
-    def encode_batch(self, images: Iterable[ImageLike | Tensor], **options: Any) -> list[bytes]:
+    def encode_batch(self, images: Iterable[ImageLike | Tensor], **options: Unpack[EncodeOptions]) -> list[bytes]:
         """Return the files of a (B, C, H, W) tensor, a (B, H, W, 3) array or a list of pictures; see ``encode``."""
         return arrays.map_batch(lambda image: self.encode(image, **options), images)
 
@@ -235,34 +255,30 @@ class Codec:
 
 
 def cached_codec(model: str, device: str | None = None) -> Codec:
-    """Return a ``Codec`` that later calls share, also those that name its device in another way."""
-    return _cached_codec(model, device_of(device).type)
+    """Return a ``Codec`` that later calls share, also those that name its device in another way.
+
+    One whose checkpoint was replaced on the disk is loaded anew: nobody could decode what the old weights make.
+    """
+    with loading():  # threads that come first at once do not all load it
+        return _cached_codec(model, str(device_of(device)), stamp(model))
 
 
 @lru_cache(maxsize=4)
-def _cached_codec(model: str, device: str) -> Codec:
+def _cached_codec(model: str, device: str, _: Stamp) -> Codec:
     return Codec(model, device)
 
 
-def device_of(name: str | None) -> torch.device:
-    """Return the device of a name, None for the best there is. Raises UsageError if it is none, or not here."""
-    if name in (None, "auto"):
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UsageError("device is cuda, but torch finds no CUDA GPU here: use --device cpu")
-    if name not in ("cpu", "cuda"):
-        raise UsageError(f"device is {name!r}, expected auto, cpu or cuda")
-    return torch.device(str(name))
-
-
-def encode(image: ImageLike | Tensor, *, model: str = DEFAULT_MODEL, device: str | None = None, **options: Any) -> bytes:
+def encode(
+    image: ImageLike | Tensor, *, model: str = DEFAULT_MODEL, device: str | None = None, **options: Unpack[EncodeOptions]
+) -> bytes:
     """Return the file of a picture; ``options`` are those of ``Codec.encode``."""
     return cached_codec(str(model), device).encode(image, **options)
 
 
 def decode(
-    data: bytes, *, device: str | None = None, model: str | None = None, limits: Limits | None = None, **options: Any
-) -> Decoded:
+    data: bytes, *, device: str | None = None, model: str | None = None, limits: Limits | None = None,
+    **options: Unpack[DecodeOptions],
+) -> Decoded:  # fmt: skip
     """Return the picture of a file, decoded with the installed checkpoint that the file names, or with ``model``.
 
     ``options`` and errors are those of ``Codec.decode``.
@@ -290,13 +306,14 @@ def encode_file(
     model: str = DEFAULT_MODEL,
     device: str | None = None,
     overwrite: bool = False,
-    **options: Any,
+    **options: Unpack[EncodeOptions],
 ) -> int:
     """Encode a picture file to a file; return its bytes. ``options`` are those of ``Codec.encode``.
 
-    Raises UsageError if the target exists and ``overwrite`` is false.
+    Raises UsageError if the target exists and ``overwrite`` is false, or is the source, WriteError if it cannot be written.
     """
     check_target(target, overwrite=overwrite)
+    check_not_source(target, [source])
     data = encode(source, model=model, device=device, **options)
     write_atomic(target, data, overwrite=overwrite)
     return len(data)
@@ -310,13 +327,14 @@ def decode_file(
     model: str | None = None,
     overwrite: bool = False,
     limits: Limits | None = None,
-    **options: Any,
+    **options: Unpack[AreaOptions],
 ) -> Header:
     """Decode a file to a picture in the format of the target's extension; return the header.
 
     ``options`` are those of ``Codec.decode`` but ``output``; of a file in tiles only those that a crop takes are read.
     """
     check_target(target, overwrite=overwrite)
+    check_not_source(target, [source])
     images.format_of(target)
     with open_bytes(source, limits=limits) as file:
         container = open_container(file, limits=limits, whole=options.get("crop") is None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor
 
@@ -12,15 +12,21 @@ from codec.api import DEFAULT_MODEL, cached_codec, decode
 from codec.arrays import Decoded
 from codec.images import ImageLike
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from codec.arguments import EncodeOptions
+
 
 def encode_batch(
-    images: Iterable[ImageLike | Tensor], *, model: str = DEFAULT_MODEL, device: str | None = None, **options: Any
-) -> list[bytes]:
+    images: Iterable[ImageLike | Tensor], *, model: str = DEFAULT_MODEL, device: str | None = None,
+    **options: Unpack[EncodeOptions],
+) -> list[bytes]:  # fmt: skip
     """Return the files of pictures; see ``Codec.encode_batch``."""
     return cached_codec(str(model), device).encode_batch(images, **options)
 
 
-def decode_batch(files: Iterable[bytes], *, output: str = "pil", **options: Any) -> Decoded:
+def decode_batch(files: Iterable[bytes], *, output: Literal["pil", "numpy", "torch"] = "pil", **options: Any) -> Decoded:
     """Return the pictures of files, each decoded with the checkpoint that it names; see ``Codec.decode_batch``.
 
     ``options`` are those of ``codec.decode``.

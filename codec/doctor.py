@@ -10,7 +10,10 @@ from collections.abc import Iterator
 
 from bitstream.errors import CodecError
 
-PACKAGES = ("torch", "compressai", "torchac", "ninja", "numpy", "pillow", "safetensors", "click", "rich", "tomli-w")
+PACKAGES = (
+    "torch", "compressai", "pytorch-msssim", "torchac", "ninja", "numpy", "pillow", "safetensors", "click", "rich", "fsspec",
+    "tomli-w",
+)  # fmt: skip
 
 
 def report() -> Iterator[tuple[bool, str]]:
@@ -31,7 +34,7 @@ def report() -> Iterator[tuple[bool, str]]:
 
 
 def _engine() -> Iterator[tuple[bool, str]]:
-    from bitstream.engines.torchac import TorchacEngine, built_path
+    from bitstream.engines.torchac import TorchacEngine, build_cure, built_path
 
     try:
         with warnings.catch_warnings():
@@ -39,8 +42,7 @@ def _engine() -> Iterator[tuple[bool, str]]:
             TorchacEngine()
         yield True, f"torchac's engine is built: {built_path()}"
     except CodecError as error:
-        cure = "install a C++ compiler (Debian: apt-get install g++; macOS: xcode-select --install)"
-        yield False, f"torchac's engine: {error} The slower Python engine is used; for the fast one {cure}"
+        yield False, f"torchac's engine: {error} The slower Python engine is used; for the fast one {build_cure(str(error))}"
 
 
 def _arithmetic() -> Iterator[tuple[bool, str]]:
@@ -59,11 +61,11 @@ def _checkpoints() -> Iterator[tuple[bool, str]]:
     import torch
 
     from models.load import load_model
-    from models.manifest import is_installed, manifest
+    from models.manifest import installed
 
     try:
-        for name, row in manifest().items():
-            if not is_installed(row):
+        for name, (row, path) in installed().items():
+            if path is None:
                 yield True, f"checkpoint {name} ({row['sha256'][:8]}) is not installed: codec models --install FILE"
                 continue
             load_model(name, torch.device("cpu"))

@@ -8,13 +8,19 @@ import io
 import os
 import secrets
 import stat
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterable, Iterator
 from os import PathLike
 from pathlib import Path
 from typing import BinaryIO, TypeAlias
 
 from bitstream.errors import UsageError, WriteError
 from bitstream.limits import Limits
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 Bytes: TypeAlias = bytes | bytearray | memoryview
 
@@ -34,7 +40,7 @@ def write_atomic(path: str | PathLike[str], data: bytes, *, overwrite: bool = Fa
     temporary: Path | None = None
     try:
         real = Path(os.path.realpath(target, strict=True)) if overwrite and target.is_symlink() else target
-        temporary = real.with_name(f".codec-{secrets.token_hex(8)}.partial")  # short: the target's may have all 255 bytes
+        temporary = _temporary_beside(real)
         old = os.stat(real) if overwrite and real.exists() else None
         with _create(temporary, old) as file:
             file.write(data)
@@ -75,7 +81,9 @@ def _give_name(temporary: Path, target: Path) -> None:
 
 
 def check_target(path: str | PathLike[str], *, overwrite: bool) -> None:
-    """Raise UsageError if ``write_atomic`` could not write here; called before the work is done."""
+    """Raise UsageError or WriteError if ``write_atomic`` could not write here; called before the work is done."""
+    if not isinstance(path, str | PathLike):
+        raise UsageError(f"the target is of type {type(path).__name__}, expected a path")
     target = Path(path)
     if "\0" in str(target):
         raise UsageError(f"{str(target)!r}: not a usable file name (it has a NUL)")
@@ -90,8 +98,41 @@ def check_target(path: str | PathLike[str], *, overwrite: bool) -> None:
             raise UsageError(f"{target} is a device or pipe, expected a file name")
         if target.exists() and not overwrite:
             raise UsageError(_EXISTS.format(target))
+        check_folder(os.path.dirname(os.path.realpath(target)), target)
     except OSError as error:
         raise UsageError(f"{target}: not a usable file name ({error.strerror})") from error
+
+
+def check_folder(folder: str, target: Path | None = None) -> None:
+    """Raise WriteError unless a file, the ``target``, can be created in a folder; one is, if the system says it cannot."""
+    if os.access(folder, os.W_OK | os.X_OK):
+        return
+    temporary = _temporary_beside(Path(folder, "x"))
+    try:
+        _create(temporary, None).close()
+        os.unlink(temporary)
+    except OSError as error:
+        raise WriteError(f"{target or folder}: cannot be written ({error.strerror})") from error
+
+
+def _temporary_beside(target: Path) -> Path:
+    return target.with_name(f".codec-{secrets.token_hex(8)}.partial")  # short: the target's may have all 255 bytes
+
+
+def check_not_source(target: str | PathLike[str], sources: Iterable[str | PathLike[str]]) -> None:
+    """Raise UsageError if a target is one of the sources: it would be lost."""
+    if any(isinstance(source, str | PathLike) and _is_same(source, target) for source in sources):
+        raise UsageError(f"{target} is the source too and would be lost: give another name")
+
+
+def _is_same(a: str | PathLike[str], b: str | PathLike[str]) -> bool:
+    """Return whether two names are of one file, also where the system does not tell small letters from large ones."""
+    try:
+        return os.path.samefile(a, b) and (
+            os.path.realpath(a) == os.path.realpath(b) or os.name == "nt" or sys.platform == "darwin"
+        )
+    except (OSError, ValueError):  # one is not there
+        return False
 
 
 def open_bytes(path: str | PathLike[str], *, limits: Limits | None = None) -> BinaryIO:
@@ -100,6 +141,8 @@ def open_bytes(path: str | PathLike[str], *, limits: Limits | None = None) -> Bi
     Raises UsageError if it cannot be, LimitError if it is larger than ``limits`` allow.
     """
     limits = limits or Limits()
+    if not isinstance(path, str | PathLike):
+        raise UsageError(f"the source is of type {type(path).__name__}, expected a path")
     with _unreadable(path), contextlib.ExitStack() as stack:
         file = stack.enter_context(open(path, "rb"))
         status = os.fstat(file.fileno())
@@ -156,19 +199,67 @@ def walk_files(folder: str | PathLike[str]) -> Iterator[str]:
                 yield os.path.join(place, name)
 
 
-def lock_folder(folder: Path) -> int | None:
-    """Lock a folder until the descriptor is closed or the process dies; None where that does not exist. Raises UsageError."""
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Do something in a folder while no other process does it there. Raises UsageError if it cannot be read."""
+    descriptor = lock_folder(folder, wait=True)
     try:
-        import fcntl
-    except ImportError:  # Windows
-        return None
+        yield
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def lock_folder(folder: Path, *, wait: bool = False) -> int | None:
+    """Lock a folder until the descriptor is closed or the process dies; None where that does not exist.
+
+    Raises UsageError if another has it, unless it shall ``wait``.
+    """
     with _unreadable(folder):
-        descriptor = os.open(folder, os.O_RDONLY)
+        descriptor = os.open(folder, os.O_RDONLY) if fcntl else None
+    return _lock(descriptor, wait, f"{folder}: another run is writing there: wait for it, or choose another folder")
+
+
+@contextlib.contextmanager
+def only_writer(path: Path) -> Iterator[None]:
+    """Be the only process that writes a file for hours, by a lock beside it. Raises UsageError if there is one, WriteError."""
+    check_target(path, overwrite=True)
+    beside = path.with_name(f".{path.name}.lock")
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        descriptor = os.open(beside, os.O_RDWR | os.O_CREAT, 0o666) if fcntl else None
+    except OSError as error:
+        raise WriteError(f"{path}: cannot be written ({error.strerror}): choose another place") from error
+    refusal = f"{path}: another process is writing it: wait for it, or choose another name"
+    descriptor = _lock(descriptor, False, refusal)
+    try:
+        if descriptor is not None and not _is_open(descriptor, beside):  # who had it has removed it meanwhile
+            raise UsageError(refusal)
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                os.unlink(beside)
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def _is_open(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except OSError:
+        return False
+
+
+def _lock(descriptor: int | None, wait: bool, refusal: str) -> int | None:
+    """Lock an open file or folder; return its descriptor, None where there are no locks. Raises UsageError if it is taken."""
+    if descriptor is None or fcntl is None:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except OSError as error:
         os.close(descriptor)
         if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):  # some network drives have no locks
             return None
-        raise UsageError(f"{folder}: another run is writing there: wait for it, or choose another folder") from error
+        raise UsageError(refusal) from error
     return descriptor

@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import io
 import struct
-import threading
 import warnings
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
-from typing import Any, BinaryIO, TypeAlias
+from typing import Any, BinaryIO, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +24,8 @@ from bitstream.chunks import Metadata
 from bitstream.errors import ImageError
 from bitstream.limits import Limits
 from codec import conversion, metadata
-from codec.files import write_atomic
+from codec.files import read_stream, write_atomic
+from codec.pillows_limit import open_picture, pillows_limit
 
 Pixels: TypeAlias = NDArray[np.uint8]
 ImageLike: TypeAlias = "Image.Image | Pixels | str | PathLike[str] | bytes | BinaryIO"
@@ -39,6 +38,7 @@ SUFFIXES = {  # of the pictures in a folder
 _SAVE_OPTIONS: dict[str, dict[str, Any]] = {
     "WEBP": {"lossless": True, "exact": True},  # exact: colours that cannot be seen too
     "JPEG": {"quality": 95, "subsampling": 0},
+    "MPO": {"quality": 95, "subsampling": 0},
     "AVIF": {"quality": 95, "subsampling": "4:4:4"},
 }
 _LOSSLESS = {"PNG", "WEBP", "TIFF", "BMP", "DIB", "PPM", "TGA", "PCX", "SGI", "JPEG2000", "QOI"}
@@ -102,7 +102,7 @@ def load(
             with pillows_limit.at(limits.max_pixels):
                 picture, losses = _from_pil(source, _head_of(source), strip, _further_pictures_of_callers(source))
         else:
-            file = open(source, "rb") if isinstance(source, str | PathLike) else _as_file(source)
+            file = open(source, "rb") if isinstance(source, str | PathLike) else _as_file(source, limits)
             with file if named else nullcontext(file), open_picture(file) as image:
                 limits.check_size(*image.size)  # before the pixels are read
                 with pillows_limit.at(limits.max_pixels):  # a part of an icon may be larger than it says
@@ -128,52 +128,22 @@ class _Refused(Exception):
     """Why a picture cannot be stored, not yet its name."""
 
 
-def _as_file(source: Any) -> BinaryIO:
-    """Return bytes, or what cannot seek, as a file in memory. Raises _Refused for what is no source of a picture."""
+def _as_file(source: Any, limits: Limits) -> BinaryIO:
+    """Return bytes, or what cannot seek, as a file in memory. Raises _Refused for what is no source, LimitError."""
     if isinstance(source, bytes | bytearray | memoryview):
         return io.BytesIO(source)
     if not hasattr(source, "read"):
         kind = type(source).__name__
         raise _Refused(f"this is of type {kind}, expected a path, bytes, an open file, a PIL image or an array")
-    return source if source.seekable() else io.BytesIO(source.read())
-
-
-class _PillowsLimit:
-    """Pillow's limit of pixels, which is one for the whole process: while any thread is inside, the largest that one asks for.
-
-    So it is also another for a caller's own ``Image.open`` in another thread.
-    """
-
-    def __init__(self) -> None:
-        self._lock, self._asked, self._before = threading.Lock(), list[int | None](), Image.MAX_IMAGE_PIXELS
-
-    @contextmanager
-    def at(self, pixels: int | None) -> Iterator[None]:
-        """Set it, to None for none at all."""
-        with self._lock:
-            if not self._asked:
-                self._before = Image.MAX_IMAGE_PIXELS
-            self._asked.append(pixels)
-            self._set()
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._asked.remove(pixels)
-                self._set()
-
-    def _set(self) -> None:
-        numbers = [pixels for pixels in self._asked if pixels is not None]
-        Image.MAX_IMAGE_PIXELS = self._before if not self._asked else max(numbers) if len(numbers) == len(self._asked) else None
-
-
-pillows_limit = _PillowsLimit()
-
-
-def open_picture(file: BinaryIO) -> Image.Image:
-    """Open a picture of any size: whether it is too large is said by our limit."""
-    with pillows_limit.at(None):
-        return Image.open(file)
+    seekable = getattr(source, "seekable", None)  # not all that reads has it
+    if seekable is not None and seekable():
+        return cast(BinaryIO, source)
+    try:
+        return io.BytesIO(read_stream(source, limits))
+    except TypeError as error:  # text, or a coroutine
+        raise _Refused(
+            f"the read() of {type(source).__name__} gives no bytes: give its bytes, or a file opened for them"
+        ) from error
 
 
 def _from_array(array: NDArray[np.generic]) -> Picture:
@@ -181,13 +151,23 @@ def _from_array(array: NDArray[np.generic]) -> Picture:
     if array.dtype != np.uint8 or (channels, array.ndim) not in ((1, 2), (2, 3), (3, 3), (4, 3)) or 0 in array.shape:
         raise ImageError(
             f"array is {array.shape} {array.dtype}, expected (H, W, 3) or (H, W) uint8, with alpha (H, W, 4) or (H, W, 2), H "
-            "and W at least 1"
+            f"and W at least 1: {_cure_for(array)}"
         )
     gray = channels < 3
     colours = array.reshape(*array.shape[:2], channels)[:, :, : 1 if gray else 3]
     pixels = np.repeat(colours, 3, axis=2) if gray else colours
     alpha = np.ascontiguousarray(array[:, :, -1], dtype=np.uint8) if channels in (2, 4) else None
     return Picture(np.require(pixels, np.uint8, ["C", "W"]), gray, alpha)  # torch warns of arrays that cannot be written
+
+
+def _cure_for(array: NDArray[np.generic]) -> str:
+    if array.ndim == 3 and array.dtype == np.uint8 and 1 in (array.shape[0], array.shape[2]):
+        return "of one channel it is array[0]" if array.shape[0] == 1 else "of one channel it is array[:, :, 0]"
+    if array.ndim == 3 and array.dtype == np.uint8 and array.shape[0] in (3, 4):
+        return "of (C, H, W) it is array.transpose(1, 2, 0)"
+    if array.dtype == np.uint16:
+        return "of 16 bits it is (array >> 8).astype('uint8')"
+    return "255 * array.astype('uint8') if it is of truth values" if array.dtype == np.bool_ else "convert it"
 
 
 def _from_pil(image: Image.Image, head: bytes, strip: bool, further: list[str]) -> tuple[Picture, list[str]]:
@@ -208,7 +188,8 @@ def _from_pil(image: Image.Image, head: bytes, strip: bool, further: list[str]) 
         losses += unread
     converted, lost, drops_profile = conversion.convert(image, lies)
     if orientation in _TURNS:
-        converted, stored = converted.transpose(_TURNS[orientation]), metadata.upright(stored)
+        converted = converted.transpose(_TURNS[orientation])
+        stored = metadata.upright(stored, *converted.size)
     if drops_profile:
         stored = stored._replace(icc=b"")
     if 0 in image.size:
@@ -324,6 +305,9 @@ def pack(image: Image.Image, kind: str, name: str) -> bytes:
 
     Warns of what the format cannot hold. Raises ImageError.
     """
+    if image.mode in ("RGBA", "LA") and kind not in _ALPHA:
+        if image.getchannel("A").getextrema()[0] == 255:  # nothing is seen through it
+            image = image.convert(image.mode.removesuffix("A"))
     if image.mode in ("RGBA", "LA") and kind not in _ALPHA:
         raise ImageError(f"{name}: {kind} keeps no alpha channel, the picture has one: name it .png")
     buffer = io.BytesIO()

@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import checkpoints
 from bitstream.errors import UsageError
 from codec.release import release
 from codec.training.data import find_images, load_rgb
 from models.importing import LMBDAS, adopt
+from models.manifest import own_folder
 from models.network import MS_SSIM_WEIGHT
 
 CROPS, SIDE = 32, 256
@@ -28,7 +28,7 @@ def import_weights(
     path: Path, name: str, data: Path | None, lmbda: float | None, out: Path | None, *, tune: str | None = None,
     overwrite: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
-    """Write ``name``.safetensors and its manifest row into ``out`` (default: the installed checkpoints); return the row.
+    """Write ``name``.safetensors and its manifest row into ``out``, or the folder of the user's own; return the row.
 
     ``path`` is a state dict that CompressAI saved (also below "state_dict" or "network"). ``lmbda``, as CompressAI counts it,
     and ``tune``, "psnr" or "ms-ssim", are by the file's name where they are None. Raises UsageError.
@@ -50,7 +50,7 @@ def import_weights(
         "tune": tune,
     }
     return release(
-        network, model, name, out or checkpoints.FOLDER, calibration=pictures, held_out=pictures[::8], facts=facts,
+        network, model, name, out or own_folder(), calibration=pictures, held_out=pictures[::8], facts=facts,
         dtype=torch.float32, counted_rows=False, overwrite=overwrite,
     )  # fmt: skip
 

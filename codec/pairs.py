@@ -6,12 +6,13 @@ A file keeps its name but for the last suffix; one that was found in a folder ke
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from bitstream.errors import UsageError
 from bitstream.header import SIGNATURE
-from codec.files import check_target, walk_files
+from codec.files import check_folder, check_target, walk_files
 
 STREAM = "-"  # stdin as a source, stdout as a target
 SUFFIX = ".lic"
@@ -56,17 +57,19 @@ def single_pair(paths: Sequence[str]) -> Pair:
 
 
 def many_pairs(
-    paths: Sequence[str], out: str, *, suffix: str, recursive: bool, wanted: Callable[[str], bool] = is_picture
-) -> list[Pair]:
+    paths: Sequence[str], out: str, *, suffix: str, recursive: bool, wanted: Callable[[str], bool] = is_picture,
+    others: Counter[str] | None = None,
+) -> list[Pair]:  # fmt: skip
     """Return a pair for each path, and with ``recursive`` for each ``wanted`` file below those that are folders.
 
-    Hidden files and folders below a folder are left out, links to folders are not followed. Raises UsageError for a path that
-    is not there, a folder that is not to be searched or has nothing, and for two sources that would get one target.
+    Hidden files and folders below a folder are left out, links to folders are not followed; ``others`` counts the files that
+    are not wanted, by their suffix in small letters. Raises UsageError for a path that is not there, a folder that is not to be
+    searched or has nothing, and for two sources that would get one target.
     """
     _check_out(out, suffix)
     pairs: dict[str, Pair] = {}
     for path in paths:
-        for source, name in _sources(path, recursive, wanted):
+        for source, name in _sources(path, recursive, wanted, others):
             target = os.path.join(out, os.path.splitext(name)[0] + suffix)
             if target in pairs:
                 raise UsageError(
@@ -84,6 +87,7 @@ def check_pairs(pairs: Sequence[Pair], *, overwrite: bool, skip_existing: bool) 
             folder = os.path.dirname(folder)
         if folder and not os.path.isdir(folder):
             raise UsageError(f"{folder} is not a folder: give another -o DIR")
+        check_folder(folder or os.curdir)
     present = [pair for pair in pairs if os.path.lexists(pair.target)]
     for pair in present:
         check_target(pair.target, overwrite=True)
@@ -105,7 +109,9 @@ def _check_out(out: str, suffix: str) -> None:
         raise UsageError(f"suffix is {suffix!r}, expected the end of a file name, with a dot: for example {SUFFIX}")
 
 
-def _sources(path: str, recursive: bool, wanted: Callable[[str], bool]) -> Iterator[tuple[str, str]]:
+def _sources(
+    path: str, recursive: bool, wanted: Callable[[str], bool], others: Counter[str] | None
+) -> Iterator[tuple[str, str]]:
     """Yield the files that a path stands for, each with its name below the folder of targets."""
     if path == STREAM:
         raise UsageError("stdin has no name that a file below -o could get: give - TARGET")
@@ -121,5 +127,7 @@ def _sources(path: str, recursive: bool, wanted: Callable[[str], bool]) -> Itera
         if wanted(source):
             found = True
             yield source, os.path.relpath(source, path)
+        elif others is not None:
+            others[os.path.splitext(source)[1].lower()] += 1
     if not found:
         raise UsageError(f"{path}: no files of the expected kind are below it: name them one by one")

@@ -76,6 +76,8 @@ class LicImageFile(ImageFile.ImageFile):
             with _raised_as(OSError):
                 image = codec.decode(data, scale=self._scale, limits=LIMITS)
             self.im, self._mode, self._size, self.readonly = image.im, image.mode, image.size, image.readonly
+            if self._scale != 1:  # its EXIF data tell other sides
+                self.info.update({key: value for key, value in image.info.items() if key in self.info})
             self.tile = []
             if self._exclusive_fp and self.fp is not None:
                 self.fp.close()

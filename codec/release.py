@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import os
+import secrets
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from bitstream.engines import default_engine
 from bitstream.errors import UsageError
 from bitstream.tables import gaussian_master
-from codec.files import write_atomic
+from codec.files import locked, write_atomic
 from codec.metrics import bpp, ms_ssim_db, psnr_db
 from codec.tiles import to_pixels
 from models import program
@@ -39,7 +40,7 @@ from models.symbol_tables import symbol_rows
 from models.thumbnail import fit_thumbnail
 from models.tracing import trace
 
-HEAD = """# Released checkpoints, written by `codec export` and `codec import`.
+HEAD = """# Checkpoints, written by `codec export`, `codec import` and `codec models --install`.
 # rd: bits of real streams, on the pictures that measured_on says (every 64th of the training data, if it does not).
 
 """
@@ -57,12 +58,12 @@ def release(
     and ``overwrite`` is false, or the folder cannot be written.
     """
     check_name(folder, name, overwrite=overwrite)
+    partial = folder / f".codec-{secrets.token_hex(8)}.partial.safetensors"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / f".{name}.partial.safetensors").touch()
+        partial.touch()
     except OSError as error:
-        raise UsageError(f"{folder}: cannot be written ({error.strerror})") from error
-    partial = folder / f".{name}.partial.safetensors"
+        raise UsageError(f"{folder}: cannot be written ({error.strerror}): choose another") from error
     try:
         network, batches = copy.deepcopy(network), list(calibration)
         choose_constants(network, batches)
@@ -88,15 +89,17 @@ def release(
             "exact_products": exactness(loaded),
             "rd": rd,
         }
-        os.replace(partial, folder / row["file"])
+        with locked(folder):
+            check_name(folder, name, overwrite=overwrite)  # another process may have taken it meanwhile
+            os.replace(partial, folder / row["file"])
+            add_to_manifest(folder / "manifest.toml", name, row)
     finally:
         partial.unlink(missing_ok=True)
-    add_to_manifest(folder / "manifest.toml", name, row)
     return row
 
 
 def add_to_manifest(path: Path, name: str, row: dict[str, Any]) -> None:
-    """Write a row into a manifest, in place of one of the same name; the other rows stay."""
+    """Write a row into a manifest, in place of one of the same name; the other rows stay. Its folder is the caller's alone."""
     rows = read_manifest(path) if path.exists() else {}
     rows[name] = row
     write_atomic(path, (HEAD + tomli_w.dumps(rows)).encode(), overwrite=True)

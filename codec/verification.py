@@ -62,14 +62,14 @@ def _checks(read: Callable[[], bytes], model: str | None, limits: Limits) -> Ite
     name = _try("checkpoint", lambda: model or find_by_id(header.model_id))
     from codec.alpha import decode_alpha
     from codec.api import cached_codec  # torch is loaded here, for sound files only
-    from codec.opening import open_picture
+    from codec.decoders import decoder_of
     from codec.workers import torch_threads
 
     codec = _try("checkpoint", lambda: cached_codec(name, "cpu"))
     _try("checkpoint", lambda: codec.check(header))
     yield Stage("checkpoint", True, f"{codec.model.checkpoint.name}, {header.model_id.hex()}, level {header.level / 256:g}")
     most = _count_workers(header, limits, torch_threads())
-    decoder, decode = open_picture(codec.model, codec.engine, container)
+    decoder, decode = decoder_of(codec.model, codec.engine, container)
     wrong = [f"tile {number}: {error}" for number in range(header.n_tiles) if (error := _error_of(decode, number))]
     yield Stage("symbols", not wrong, "; ".join(wrong) or f"CRC {header.symbol_crc:08x}")
     if wrong:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
@@ -38,14 +39,41 @@ class Workers:
             raise CancelledError
 
 
+_coded = False  # in this process, or in the one that it was forked from
 START_S = 60.0  # a thread that has not started by then will not
-_starting = threading.Lock()
+_starting, _loading = threading.Lock(), threading.RLock()
 
 
 def _single() -> None:
     """Give this thread one thread of torch's own."""
     torch.set_num_threads(1)
     torch.get_num_threads()  # at its first use a thread takes the process's number, which is 1 for now
+
+
+def mark_coding() -> None:
+    """Remember that torch's threads may be there: they do not survive a fork."""
+    global _coded
+    _coded = True
+
+
+def loading() -> threading.RLock:
+    """Return the lock of those who load a model."""
+    return _loading
+
+
+def _renew() -> None:
+    """Let a forked process go on with one thread of torch's: more would wait for ever for those that the parent has.
+
+    Its locks are new ones: threads that it does not have may have held them.
+    """
+    global _starting, _loading
+    _starting, _loading = threading.Lock(), threading.RLock()
+    if _coded:
+        torch.set_num_threads(1)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew)
 
 
 def torch_threads() -> int:

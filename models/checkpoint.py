@@ -1,4 +1,4 @@
-"""Release checkpoints: one safetensors file, a row in ``checkpoints/manifest.toml``, known by SHA-256. Never pickled.
+"""Release checkpoints: one safetensors file, a row in a ``manifest.toml``, known by SHA-256. Never pickled.
 
 A file names its checkpoint by the first four bytes of the SHA-256, so a picture is never decoded with other weights.
 """
@@ -16,9 +16,8 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
-import checkpoints
 from bitstream.errors import CheckpointError
-from models.manifest import is_installed, manifest, read_manifest
+from models.manifest import installed, read_manifest
 
 CHECKPOINT_FORMAT = "1"
 
@@ -68,15 +67,16 @@ def load_checkpoint(name_or_path: str | Path) -> Checkpoint:
     text = str(name_or_path)
     if text.endswith(".safetensors"):
         return _read(Path(text), Path(text).stem, expected=_expected_beside(Path(text)))
-    rows = manifest()
-    if text not in rows:
-        raise CheckpointError(f"no checkpoint is named {text!r}; known: {', '.join(rows)}; or give a .safetensors path")
-    if not is_installed(rows[text]):
+    known = installed()
+    if text not in known:
+        raise CheckpointError(f"no checkpoint is named {text!r}; known: {', '.join(known)}; or give a .safetensors path")
+    row, path = known[text]
+    if path is None:
         raise CheckpointError(
-            f"checkpoint {text} is not installed: fetch {rows[text]['file']} from the repository's checkpoints/ and run "
-            f"`codec models --install {rows[text]['file']}`"
+            f"checkpoint {text} is not installed: fetch {row['file']} from the repository's checkpoints/ and run "
+            f"`codec models --install {row['file']}`"
         )
-    return _read(checkpoints.FOLDER / rows[text]["file"], text, expected=rows[text]["sha256"])
+    return _read(path, text, expected=row["sha256"])
 
 
 def _expected_beside(path: Path) -> str | None:

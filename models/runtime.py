@@ -1,7 +1,12 @@
 """A checkpoint made ready to code: float transforms on any device, integer entropy model on the CPU.
 
-compress    x (1, 3, H, W) in [0, 1] → chunk payloads, symbol CRC
-decompress  chunk payloads → x_hat (1, 3, H, W) in [0, 1], symbol CRC
+analyse         x (1, 3, H, W) uint8, or in [0, 1] → y, z of a tile
+code            y, z → chunk payloads, symbol CRC, y_hat
+decode_latents  chunk payloads → y_hat, symbol CRC
+synthesise      y_hat → x_hat of a part of the picture
+
+compress    x (1, 3, H, W) in [0, 1] → chunk payloads, symbol CRC: the first two, of a picture in one tile
+decompress  chunk payloads, symbol CRC → x_hat (1, 3, H, W), about 0 … 1: the others
 
 Of a picture in tiles, each tile is coded for itself, but g_a and g_s see what is around it: no seams.
 """

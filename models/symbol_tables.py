@@ -1,4 +1,4 @@
-"""CDF rows of y as symbols really are, one for each scale index, counted on pictures at export.
+"""CDF rows of y as symbols really are, one for each scale index, counted at export, and in training with ``counted_rows``.
 
 Training fits Gaussians to y with uniform noise. Symbols are rounded with a dead zone, and their residuals have heavier tails:
 where a Gaussian of scale 0.38 expects 82 % zeros there are 92 %. The rows are data of the checkpoint and cost a decoder

@@ -251,11 +251,11 @@ def shipped_seeds() -> Seeds:
     from PIL import Image
 
     from codec.api import Codec
-    from models.manifest import is_installed, manifest
+    from models.manifest import installed
 
     with Image.open(ROOT / "examples" / "lake.png") as image:
         pixels = np.asarray(image.convert("RGB"))
-    names = [name for name, row in manifest().items() if is_installed(row)]
+    names = [name for name, (_, path) in installed().items() if path is not None]
     pictures = [pixels[:h, :w] for h, w in SHIPPED_SIZES]
     return {name: [Codec(name, "cpu").encode(p, quality=q) for p in pictures for q in (10, 60)] for name in names}
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+os.environ["LIC_CHECKPOINTS"] = os.path.join(
+    os.devnull, "none"
+)  # what lies there on the developer's machine is no part of a test
 if "PYTEST_XDIST_WORKER" in os.environ:  # before torch and numpy count the cores: two workers with two threads each are slow
     os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 

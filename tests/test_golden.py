@@ -11,7 +11,7 @@ from PIL import Image
 from bitstream.container import Container
 from bitstream.engines.reference import ReferenceEngine
 from codec import Codec, info
-from codec.opening import open_picture
+from codec.decoders import decoder_of
 from models.registry import MODELS
 
 FILES = sorted((Path(__file__).parent / "golden").glob("*.lic"))
@@ -58,7 +58,7 @@ def test_decodes_to_the_picture_beside_it(codec, file):
 
 def test_python_engine_finds_the_same_symbols(codec, file):
     container = Container.unpack(file.read_bytes())
-    decoder, decode = open_picture(codec.model, ReferenceEngine(), container)
+    decoder, decode = decoder_of(codec.model, ReferenceEngine(), container)
     for number, _ in enumerate(decoder.tiles):
         decode(number)  # raises DesyncError if the CRC is another
 

@@ -58,14 +58,14 @@ def check_arguments(cdf: NDArray[np.uint16], rows: NDArray[np.integer[Any]], sym
 def default_engine() -> Engine:
     """Return torchac's engine, or the reference engine with a warning that tells the cure."""
     from bitstream.engines.reference import ReferenceEngine
-    from bitstream.engines.torchac import TorchacEngine
+    from bitstream.engines.torchac import TorchacEngine, build_cure
 
     try:
         return TorchacEngine()
     except EngineError as error:
         warnings.warn(
-            f"{error} Using the Python engine: the same files, about 12 times slower. "
-            "Install a C++ compiler (Debian: apt-get install g++; macOS: xcode-select --install) and run `codec doctor`.",
+            f"{error} Using the Python engine: the same files, about 12 times slower. For the fast one "
+            f"{build_cure(str(error))} and run `codec doctor`.",
             RuntimeWarning,
             stacklevel=2,
         )

@@ -118,6 +118,10 @@ def built_path() -> Path:
 
 def _build(target: Path) -> None:
     source = str(source_path())
+    own = "cl" if os.name == "nt" else "c++"  # torch's choice
+    compiler = next(iter(os.environ.get("CXX", "").split()), own)
+    if shutil.which(compiler) is None:  # at once: a build takes seconds to find that out, in every process
+        raise EngineError(f"torchac's coder could not be compiled ({compiler}: not found).")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         _remove_stale_builds()
@@ -147,11 +151,18 @@ def _remove_stale_builds() -> None:
                 shutil.rmtree(folder, ignore_errors=True)
 
 
+def build_cure(reason: str) -> str:
+    """Return what makes the next build succeed."""
+    if "Python.h" in reason:
+        return "install Python's headers (Debian: apt-get install python3-dev)"
+    return "install a C++ compiler (Debian: apt-get install g++; macOS: xcode-select --install)"
+
+
 def _cause(output: str) -> str:
     """Return the line of a compiler's output that says most."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
-    telling = [line for line in lines if "not found" in line or "error:" in line or "Error" in line]
-    return (telling[:1] or lines[-1:] or ["no output"])[0][:300]
+    telling = (line for words in ("error:", "not found", "Error") for line in lines if words in line)
+    return next(telling, (lines or ["no output"])[-1])[:300]
 
 
 def _build_environment() -> dict[str, str]:

@@ -11,20 +11,19 @@ import multiprocessing
 import os
 import signal
 import sys
-import threading
 import warnings
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
 from types import FrameType
 
-from bitstream.errors import CodecError
+from bitstream.errors import CodecError, is_out_of_memory
 from codec.batch import worker
 from codec.batch.items import Item
 from codec.batch.manifest import Row
 from codec.batch.options import Options
 from codec.batch.worker import Prepare, Process
+from codec.processes import end_with_parent, no_interrupts, release_interrupts
 
 MAX_FALSE_STARTS = 3  # workers in a row that die before they are ready
 STOP_S = 10.0  # that workers have to end by themselves
@@ -69,7 +68,7 @@ class _Worker:
         self.item: Item | None = None
         self.ready = False
         self.process = context.Process(target=_work, args=(theirs, options, prepare, process), daemon=True)
-        with _no_interrupts():
+        with no_interrupts():
             self.process.start()
         theirs.close()  # now it closes when the worker dies
 
@@ -123,7 +122,8 @@ class _Crew:
         if not dead.ready and not others:
             self.false_starts += 1
             if self.false_starts >= MAX_FALSE_STARTS:
-                raise CodecError(f"worker processes die while they start ({how}): is there memory for so many --workers?")
+                cure = "give fewer --workers if memory is short; a script calls batch.run below if __name__ == '__main__':"
+                raise CodecError(f"worker processes die while they start ({how}): {cure}")
         if item is not None:
             self.deaths[item.name] += 1
             if self.deaths[item.name] == worker.MAX_DEATHS:
@@ -169,19 +169,6 @@ def _how(code: int | None) -> str:
     return f"exit code {code}"
 
 
-@contextlib.contextmanager
-def _no_interrupts() -> Iterator[None]:
-    """Hold SIGINT back: a process that starts inherits that, until it can ignore the signal itself."""
-    if not hasattr(signal, "pthread_sigmask"):  # Windows
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
 def _work(pipe: Connection, options: Options, prepare: Prepare, process: Process) -> None:
     """Be a worker until the parent wants no more; leave at once: taking torch down would cost a second."""
     code = 0
@@ -204,7 +191,7 @@ def _serve(pipe: Connection, options: Options, prepare: Prepare, process: Proces
     except CodecError as error:
         said = error
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "memory" not in str(error):
+        if not is_out_of_memory(error):
             raise
         sys.exit(1)  # the parent counts those that die so, and says it
     with contextlib.suppress(EOFError, OSError):  # the parent has ended, or wants no more
@@ -218,19 +205,10 @@ def _obey_parent() -> None:
     for name in ("SIGINT", "SIGHUP"):  # the terminal sends them to all of its processes: the parent decides
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
-    if hasattr(signal, "pthread_sigmask"):
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGHUP})
+    release_interrupts()
     signal.signal(signal.SIGTERM, _leave)
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    end_with_parent(worker.WRITING)  # no target is left half written
 
 
 def _leave(number: int, _: FrameType | None) -> None:
     sys.exit(128 + number)  # through every ``finally``: temporary files go
-
-
-def _end_with(parent: BaseProcess) -> None:
-    parent.join()
-    with worker.WRITING:  # no target is left half written
-        os._exit(1)

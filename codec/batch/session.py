@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
 import time
 from collections import Counter
@@ -18,9 +19,10 @@ from codec.batch.items import LIC, Item, find_items, listed_items
 from codec.batch.manifest import DONE, NAME, OUTDATED, Manifest, Row
 from codec.batch.options import Options
 from codec.images import SUFFIXES
-from codec.machine import physical_cores
+from codec.machine import available_memory, usable_cores
 
 ENGINES = ("local", "ray")
+WORKER_BYTES = 2**30  # of memory, that a process of the default number has for itself
 
 Progress = Callable[[int, int, "Row | None"], None]
 
@@ -77,14 +79,17 @@ def run(
     their targets replaced. A target that the manifest does not know as made of this source is kept, and the picture fails,
     unless ``overwrite`` is true or it has the very bytes.
 
-    ``workers`` processes (one a core; 0: none but this one) of the ``engine`` "local", or actors of "ray" at ``ray_address``;
-    spawned processes import the caller's script, which needs its ``if __name__ == "__main__":``. ``progress`` is called with
-    the number of pictures that are through, of all that are to do, and the last one's row, or None at the start.
+    ``workers`` processes (one a core, fewer where memory is short; 0: none but this one) of the ``engine`` "local", or actors
+    of "ray" at ``ray_address``; spawned processes import the caller's script, which needs its ``if __name__ == "__main__":``.
+    ``progress`` is called with the number of pictures that are through, of all that are to do, and the last one's row, or None
+    at the start.
 
     What is wrong with one picture stops no other: it is in ``failures``. Raises UsageError and CheckpointError for what is
     wrong with all of them, WriteError if the manifest cannot be written.
     """
     begin = time.perf_counter()
+    if getattr(multiprocessing.current_process(), "_inheriting", False):  # a spawned process imports the caller's script
+        raise UsageError("a batch began while its own process started: call it below if __name__ == '__main__':")
     if engine not in ENGINES:
         raise UsageError(f"engine is {engine!r}, expected {' or '.join(ENGINES)}")
     least = 1 if engine == "ray" else 0
@@ -145,10 +150,16 @@ def _workers(items: Sequence[Item], workers: int | None, engine: str) -> int | N
     """Return the number of processes; 0 for places that no other process sees. Raises UsageError if more are asked for."""
     alone = next((p for i in items for p in (i.source, i.target) if storage.is_of_one_process(p)), None)
     if alone is None:
-        return physical_cores() if workers is None and engine == "local" else workers
+        return _default_workers() if workers is None and engine == "local" else workers
     if workers or engine != "local":
         raise UsageError(f"{alone} is seen by this process only: leave workers and engine away")
     return 0
+
+
+def _default_workers() -> int:
+    """Return one for each core, fewer where memory is short, as in a container."""
+    free = available_memory()
+    return usable_cores() if free is None else max(min(usable_cores(), free // WORKER_BYTES), 1)
 
 
 def _plan(

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bitstream.errors import CodecError, unexpected
+from bitstream.errors import CodecError, is_out_of_memory, unexpected
 from bitstream.header import unpack_header
 from codec.batch import storage
 from codec.batch.items import Item
@@ -31,7 +31,8 @@ def prepare(options: Options) -> None:
     warnings.filterwarnings("ignore", category=FutureWarning)  # of torch's own modules
     import torch
 
-    from codec.api import cached_codec, device_of
+    from codec.api import cached_codec
+    from codec.devices import device_of
 
     torch.set_num_threads(1)
     if options.model is not None:
@@ -50,13 +51,9 @@ def process(item: Item, options: Options) -> Row:
             row |= {**(_decode if options.decode else _encode)(item, options), "status": DONE}
         except CodecError as error:
             row["error"] = _about(item, str(error))
-        except (MemoryError, RuntimeError) as error:
-            if isinstance(error, RuntimeError) and "memory" not in str(error):  # torch says so in many ways
-                row["error"] = f"{item.source}: {unexpected(error)}"
-            else:
-                row["error"] = f"{item.source}: out of memory: the picture is too large for this machine"
         except Exception as error:  # a fault of ours in one of a million pictures is no reason to lose the others
-            row["error"] = f"{item.source}: {unexpected(error)}"
+            short = "out of memory: the picture is too large for this machine"
+            row["error"] = f"{item.source}: {short if is_out_of_memory(error) else unexpected(error)}"
     if said := [str(w.message) for w in caught if w.category in (UserWarning, RuntimeWarning)]:
         row["warnings"] = said
     return row | {"seconds": round(time.perf_counter() - begin, 4)}

@@ -14,14 +14,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from bitstream.errors import UsageError
-from codec.cli.files import is_terminal
+from codec.cli.files import is_terminal, left_out
 from codec.cli.options import DEVICES, limit_options, limits_of, printable
 
 if TYPE_CHECKING:
     from codec.batch import Summary
 
 SHOWN_FAILURES = 50  # lines; the manifest has all
-SHOWN_KINDS = 4  # suffixes of files that were left out
 UNITS = ("bytes", "kB", "MB", "GB", "TB")
 
 _OPTIONS = (
@@ -39,7 +38,8 @@ _OPTIONS = (
     click.option("--model", help="A name from `codec models`, or a .safetensors path.  [default: swift; files name theirs]"),
     click.option("--psnr-report", is_flag=True, help="Decode each file again; the manifest gets its PSNR."),
     click.option("--manifest", metavar="FILE", help="What is done, JSON lines.  [default: DST/manifest.jsonl]"),
-    click.option("--workers", type=click.IntRange(0), help="Processes (default: one a core; 0: none but this one)."),
+    click.option("--workers", type=click.IntRange(0),
+                 help="Processes (default: one a core, fewer where memory is short; 0: none but this one)."),
     click.option("--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True,
                  help="Processes of this machine, or Ray Data."),
     click.option("--ray-address", help="Of a cluster (default: RAY_ADDRESS, or one started here)."),
@@ -111,17 +111,8 @@ def _sentence(summary: Summary) -> str:
     parts += [f"{summary.seconds:.1f} s"]
     parts += [f"{summary.skipped} were done before"] if summary.skipped else []
     parts += [f"{summary.warned} with warnings (in {summary.manifest})"] if summary.warned else []
-    return ", ".join([*parts, f"{summary.failed} failed"]) + _left_out(summary)
-
-
-def _left_out(summary: Summary) -> str:
-    """Return how many files were not taken, and the suffixes that most of them have, if there are any."""
-    if not summary.others:
-        return ""
-    kinds = [f"{count} {kind or 'without a suffix'}" for kind, count in summary.others.most_common(SHOWN_KINDS)]
-    more = ["…"] if len(summary.others) > SHOWN_KINDS else []
-    total = summary.others.total()
-    return f"; {total} other {'file' if total == 1 else 'files'} left out ({', '.join([*kinds, *more])})"
+    parts += [f"{summary.failed} failed"]
+    return ", ".join(parts) + (f"; {left_out(summary.others)}" if summary.others else "")
 
 
 def _bytes(number: float) -> str:

@@ -52,9 +52,10 @@ def compare(
     codec compare photo.png other.jpg --size 30KB --peers jpeg,webp,avif -o page.html
     """
     goal = _goal(bpp, size, quality)
-    from codec.files import check_target, write_atomic
+    from codec.files import check_not_source, check_target, write_atomic
 
     check_target(out, overwrite=force)
+    check_not_source(out, sources)
     for source in sources:
         if not os.path.exists(source):
             raise UsageError(f"{source}: no such file")

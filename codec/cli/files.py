@@ -12,6 +12,7 @@ import os
 import sys
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from functools import wraps
@@ -22,9 +23,10 @@ import click
 from bitstream.errors import UsageError, WriteError, unexpected
 from bitstream.limits import Limits
 from codec.cli.options import FILE_OR_STREAM, printable, sentence_of
-from codec.files import check_target, read_stream, write_atomic
+from codec.files import check_not_source, check_target, read_stream, write_atomic
 from codec.pairs import STREAM, Pair, check_pairs, many_pairs, single_pair
 
+SHOWN_KINDS = 4  # suffixes of files that were left out
 Row = dict[str, Any]  # what is known of a file: the keys of --json
 
 
@@ -51,8 +53,11 @@ class FileOptions:
                     raise UsageError(f"--{name} is given without a folder for the targets: give -o DIR")
             return [self._single(wanted)]
         suffix = suffix if self.suffix is None else self.suffix
-        pairs = many_pairs(self.paths, self.out, suffix=suffix, recursive=self.recursive, wanted=wanted)
+        others: Counter[str] = Counter()
+        pairs = many_pairs(self.paths, self.out, suffix=suffix, recursive=self.recursive, wanted=wanted, others=others)
         check_pairs(pairs, overwrite=self.force, skip_existing=self.skip_existing)
+        if others and not self.quiet:
+            click.echo(f"codec: {printable(left_out(others))}", err=True)
         return pairs
 
     def _single(self, wanted: Callable[[str], bool]) -> Pair:
@@ -64,6 +69,7 @@ class FileOptions:
             raise UsageError(f"{pair.target} exists: give -f to replace it, or -o DIR if it is a second source")
         else:
             check_target(pair.target, overwrite=may_exist)
+            check_not_source(pair.target, [pair.source] if self.force else [])
         if pair.source == STREAM:
             check_stdin()
         elif not os.path.exists(pair.source):
@@ -105,6 +111,14 @@ def read_stdin(limits: Limits) -> bytes:
     """Return all of stdin. Raises UsageError for a terminal, LimitError for more bytes than ``limits`` allow."""
     check_stdin()
     return read_stream(sys.stdin.buffer, limits)
+
+
+def left_out(others: Counter[str]) -> str:
+    """Return how many files of a folder were not taken, one or more, and the suffixes that most of them have."""
+    kinds = [f"{count} {kind or 'without a suffix'}" for kind, count in others.most_common(SHOWN_KINDS)]
+    more = ["…"] if len(others) > SHOWN_KINDS else []
+    total = others.total()
+    return f"{total} other {'file' if total == 1 else 'files'} left out ({', '.join([*kinds, *more])})"
 
 
 def is_terminal(stream: TextIO | None) -> bool:
@@ -266,3 +280,20 @@ def _bar(total: int, files: FileOptions) -> Iterator[Callable[[Tally], None]]:
     with Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=to_terminal) as bar:
         task = bar.add_task("", total=total)
         yield lambda tally: bar.update(task, advance=1, description=str(tally))
+
+
+def one_by_one(sources: Sequence[str], work: Callable[[str], bool]) -> None:
+    """Look at files; of several, one that cannot be is said, and the others are looked at all the same. Exit 1 if one fails."""
+    failed = 0
+    for source in sources:
+        try:
+            failed += not work(source)
+        except Exception as error:
+            sentence = sentence_of(error)
+            if len(sources) == 1 or sentence is None:
+                raise
+            name = printable(source)
+            click.echo(f"codec: {sentence if sentence.startswith(name) else f'{name}: {sentence}'}", err=True)
+            failed += 1
+    if failed:
+        sys.exit(1)

@@ -42,7 +42,7 @@ def inspect(
     \b
     codec inspect photo.lic --heatmap bits.png
     """
-    from codec.files import check_target, read_bytes
+    from codec.files import check_not_source, check_target, read_bytes
 
     if overlay and heatmap is None:
         raise UsageError("--overlay needs --heatmap FILE")
@@ -50,6 +50,7 @@ def inspect(
         from codec.images import format_of
 
         check_target(heatmap, overwrite=force)
+        check_not_source(heatmap, [source])
         format_of(heatmap)
     limits = limits_of(max_pixels, max_memory)
     data = read_bytes(source, limits=limits)

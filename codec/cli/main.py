@@ -18,7 +18,7 @@ import click
 from bitstream.errors import UsageError
 from bitstream.limits import NO_LIMITS
 from codec.cli import batch, coding, compare, evaluate, inspect, models, training
-from codec.cli.files import read_stdin
+from codec.cli.files import one_by_one, read_stdin
 from codec.cli.options import FILE_OR_STREAM, limit_options, limits_of, printable, sentence_of, set_threads
 from codec.pairs import STREAM
 
@@ -90,11 +90,11 @@ def main() -> None:
 
 
 @main.command()
-@click.argument("source", type=FILE_OR_STREAM)
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.argument("sources", metavar="SOURCE...", type=FILE_OR_STREAM, nargs=-1, required=True)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, of several files a line each.")
 @_errors_to_exit
-def info(source: str, as_json: bool) -> None:
-    """Say what is in a compressed file (- for stdin), without decoding it.
+def info(sources: tuple[str, ...], as_json: bool) -> None:
+    """Say what is in compressed files (- for stdin), without decoding them.
 
     \b
     codec info photo.lic
@@ -102,35 +102,52 @@ def info(source: str, as_json: bool) -> None:
     """
     from codec.describe import describe
 
-    facts = describe(source, read_stdin(NO_LIMITS) if source == STREAM else None)
-    if as_json:
-        click.echo(json.dumps(facts, indent=2))
-        return
-    for key, value in facts.items():
-        click.echo(f"{key:>15}  {'unknown (checkpoint not installed)' if value is None else printable(str(value))}")
+    several = len(sources) > 1
+
+    def work(source: str) -> bool:
+        facts = describe(source, read_stdin(NO_LIMITS) if source == STREAM else None)
+        if as_json:
+            click.echo(json.dumps(facts, indent=None if several else 2))
+            return True
+        for key, value in facts.items():
+            click.echo(f"{key:>15}  {'unknown (checkpoint not installed)' if value is None else printable(str(value))}")
+        return True
+
+    one_by_one(sources, work)
 
 
 @main.command()
-@click.argument("source", type=FILE_OR_STREAM)
+@click.argument("sources", metavar="SOURCE...", type=FILE_OR_STREAM, nargs=-1, required=True)
 @click.option("--model", help="A checkpoint (.safetensors path) when the one the file names is not installed.")
 @click.option("--threads", type=click.IntRange(1), help="CPU threads (default: all cores).")
 @limit_options
 @_errors_to_exit
-def verify(source: str, model: str | None, threads: int | None, max_pixels: int, max_memory: str) -> None:
-    """Check a compressed file (- for stdin) fully, stage by stage, and say which one fails. Exit 1 if one does.
+def verify(sources: tuple[str, ...], model: str | None, threads: int | None, max_pixels: int, max_memory: str) -> None:
+    """Check compressed files (- for stdin) fully, stage by stage, and say which one fails. Exit 1 if one does.
 
     \b
     codec verify photo.lic
+    codec verify archive/*.lic        # a line for each
     """
     set_threads(threads)
     from codec.verification import stages
 
     limits = limits_of(max_pixels, max_memory)
-    data = read_stdin(limits) if source == STREAM else None
-    for stage in stages(source, data, model=model, limits=limits):
-        click.echo(f"{'ok  ' if stage.passed else 'FAIL'}  {stage.name}: {printable(stage.found)}")
-        if not stage.passed:
-            sys.exit(1)
+    several = len(sources) > 1
+
+    def work(source: str) -> bool:
+        data = read_stdin(limits) if source == STREAM else None
+        for stage in stages(source, data, model=model, limits=limits):
+            if not several or not stage.passed:
+                of = f"{printable(source)}: " if several else ""
+                click.echo(f"{'ok  ' if stage.passed else 'FAIL'}  {of}{stage.name}: {printable(stage.found)}")
+            if not stage.passed:
+                return False
+        if several:
+            click.echo(f"ok    {printable(source)}")
+        return True
+
+    one_by_one(sources, work)
 
 
 @main.command()

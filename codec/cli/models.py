@@ -15,16 +15,19 @@ from codec.cli.options import FILE, FOLDER, set_threads
 TABLE_WIDTH = 156  # narrower, names would be cut
 
 
-@click.option("--install", type=FILE, help="Add a checkpoint file (.safetensors) to the installed ones.")
+@click.option("--install", type=FILE, help="Add a checkpoint file (.safetensors) to your own.")
 @click.option(
     "--as", "name", help="Name that --install gives it, if the manifest does not know it yet (default: that of its own row)."
 )
 def models(install: Path | None, name: str | None) -> None:
-    """List the installed checkpoints, or install one."""
+    """List the installed checkpoints, or install one.
+
+    Your own lie in the folder LIC_CHECKPOINTS, else ~/.local/share/learned-image-codec/checkpoints.
+    """
     from rich.console import Console
     from rich.table import Table
 
-    from models.manifest import is_installed, manifest
+    from models.manifest import installed
 
     if name is not None and install is None:
         raise UsageError("--as names what --install adds: give both")
@@ -37,7 +40,7 @@ def models(install: Path | None, name: str | None) -> None:
     table = Table(
         "name", "model", "tuned for", "id", "parameters", "kMAC/pixel enc", "kMAC/pixel dec", "bpp", "PSNR dB", "steps", "here"
     )
-    for known, row in manifest().items():
+    for known, (row, path) in installed().items():
         rd, macs = row.get("rd"), row["kmac_per_pixel"]  # ``overfit`` has neither RD of its own nor an encoder's price
         span = [f"{rd[0][key]:.2f} … {rd[-1][key]:.2f}" if rd else "–" for key in ("bpp", "psnr_db")]
         cells = (
@@ -47,7 +50,7 @@ def models(install: Path | None, name: str | None) -> None:
             f"{row['parameters'] / 1e6:.1f} M",
             f"{macs['encode']:.1f}" if "encode" in macs else "–",
         )
-        here = "yes" if is_installed(row) else "no"
+        here = "no" if path is None else "yes"
         table.add_row(known, *cells, f"{macs['decode']:.1f}", *span, str(row["steps"]), here)
     Console(width=max(Console().width, TABLE_WIDTH)).print(table)
 
@@ -62,7 +65,7 @@ def models(install: Path | None, name: str | None) -> None:
 @click.option(
     "--tune", type=click.Choice(["psnr", "ms-ssim"]), help="What they were trained for (default: by the file's name)."
 )
-@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder (default: the installed checkpoints).")
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder (default: that of your own checkpoints).")
 @click.option("--threads", type=click.IntRange(1))
 def import_(
     source: Path, name: str, force: bool, data: Path | None, lmbda: float | None, tune: str | None, out: Path | None,

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from bitstream.errors import CodecError
+from bitstream.errors import CodecError, is_out_of_memory
 from bitstream.limits import Limits
 
 DEVICES = click.Choice(["auto", "cpu", "cuda"])
@@ -72,6 +72,6 @@ def sentence_of(error: Exception) -> str | None:
     """Return the line that says what went wrong, None for what is not expected to: a mistake of ours."""
     if isinstance(error, CodecError):
         return printable(str(error))
-    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "memory" in str(error)):  # torch has many words
+    if is_out_of_memory(error):
         return "out of memory: the picture is too large for this machine"
     return None

@@ -14,7 +14,7 @@ from typing import Any
 
 import click
 
-from bitstream.errors import UsageError
+from bitstream.errors import CodecError, UsageError, is_out_of_memory
 from codec.cli.options import FILE, FOLDER, PATH, set_threads
 from codec.training.recipe import PARTS, SCHEDULES
 
@@ -50,7 +50,14 @@ def _train_extra(threads: int | None) -> Iterator[None]:
             os.environ["OMP_NUM_THREADS"] = str(threads)
         yield
     except ImportError as error:
-        raise UsageError(f"{error.name} is not installed: pip install -e '.[train]' in its repository") from error
+        cure = "pip install 'learned-image-codec[train]', or in its repository -e '.[train]'"
+        raise UsageError(f"{error.name} is not installed: {cure}") from error
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise CodecError(
+            "out of memory: train with a lower --batch-size or --crop, or give fewer or smaller pictures"
+        ) from error
 
 
 @click.argument("folder", metavar="[DATASET]", type=FOLDER, required=False)
@@ -74,7 +81,7 @@ def train(
     experiment: str | None, state: Path | None, logdir: Path | None, start: Path | None, resume: bool,
     max_minutes: float | None, device: str, devices: int, threads: int | None, **options: Any,
 ) -> None:  # fmt: skip
-    """Train a model on the pictures below DATASET.
+    """Train a model on the pictures below DATASET. Ctrl-C saves the state and ends.
 
     Options win over the recipe. All levels of a recipe are trained in one state; --lmbda trains for one λ:
 
@@ -100,9 +107,9 @@ def train(
 @click.argument("state", type=FILE)
 @click.option("--data", type=FOLDER, required=True,
               help="Training pictures: they calibrate the integer layers and give the RD points.")  # fmt: skip
-@click.option("--name", help="Name in the manifest (default: that of the model).")
+@click.option("--name", help="Name in the manifest (default: the model's, with the number of steps).")
 @click.option("-f", "--force", is_flag=True, help="Replace a checkpoint of this name.")
-@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder (default: the installed checkpoints).")
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder (default: that of your own checkpoints).")
 @click.option("--threads", type=click.IntRange(1))
 def export(state: Path, data: Path, name: str | None, force: bool, out: Path | None, threads: int | None) -> None:
     """Turn a training STATE into a release checkpoint: integer entropy path, proofs, measured cost, manifest row."""

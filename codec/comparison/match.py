@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from codec.comparison.page import Compared, RatePoint, Shown
-from codec.evaluation.contenders import Contender, ModelContender
-from codec.evaluation.rows import MEASURES, Row, run_once
+from codec.evaluation.contenders import Contender, Made, ModelContender, make
+from codec.evaluation.rows import MEASURES, Row, measure_file, run_once
 from codec.images import Picture
 from codec.targets import Target
 
@@ -28,19 +28,19 @@ def compare(name: str, picture: Picture, goal: Target, contenders: Sequence[Cont
     limit = limit if limit is None else max(limit, 1)
     for contender in contenders:
         progress(contender.name)
-        quality = goal.quality or 0.0 if limit is None else contender.quality_for(picture, limit)
-        codecs.append(_shown(contender, picture, quality))
+        curve = [run_once(contender, picture, point, tuple(MEASURES))[0] for point in contender.grid()]  # also warms up
+        made = make(contender, picture, goal.quality or 0.0) if limit is None else contender.best_within(picture, limit)
+        codecs.append(_shown(contender, picture, made, curve))
         limit = codecs[0].n_bytes if limit is None else limit
     assert limit is not None
     return Compared(name, picture.pixels, limit, codecs)
 
 
-def _shown(contender: Contender, picture: Picture, quality: float) -> Shown:
-    curve = [run_once(contender, picture, point, tuple(MEASURES))[0] for point in contender.grid()]  # also warms up
-    row, decoded = run_once(contender, picture, quality, tuple(MEASURES))
+def _shown(contender: Contender, picture: Picture, made: Made, curve: list[Row]) -> Shown:
+    row, decoded = measure_file(contender, picture, made, tuple(MEASURES))
     return Shown(
         name=contender.name,
-        setting=setting_text(contender.facts(quality)["settings"]),
+        setting=setting_text(contender.facts(made.quality)["settings"]),
         n_bytes=row["bytes"],
         psnr_db=math.inf if row["psnr_db"] is None else row["psnr_db"],
         ms_ssim_db=row["ms_ssim_db"],

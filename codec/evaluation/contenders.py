@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import PIL
 import torch
@@ -22,6 +23,14 @@ from models.configs import RateConfig
 from models.overfit.configs import OverfitConfig
 
 PROBES = 3  # further qualities that a search tries above the one it found: bytes do not always rise with them
+
+
+class Made(NamedTuple):
+    """A file of a contender's, its quality, and the seconds that it took."""
+
+    quality: float
+    data: bytes
+    encode_s: float
 
 
 class Contender(Protocol):
@@ -50,8 +59,8 @@ class Contender(Protocol):
         """Return what a row says of a quality: ``settings``, and for a model ``lmbda``. Raises UsageError if it has no such."""
         ...
 
-    def quality_for(self, picture: Picture, limit: int) -> float:
-        """Return the quality of the best file of at most ``limit`` bytes; the lowest if all files are larger."""
+    def best_within(self, picture: Picture, limit: int) -> Made:
+        """Return the best file of at most ``limit`` bytes; that of the lowest quality if all are larger."""
         ...
 
     def encode(self, picture: Picture, quality: float) -> bytes:
@@ -78,7 +87,7 @@ class ModelContender:
         """Load a model. Raises CheckpointError or UsageError."""
         loaded = cached_codec(model, device).model
         row = loaded.checkpoint
-        return cls(model, loaded.device.type, row.name, f"checkpoint {row.sha256[:16]}", loaded.config)
+        return cls(model, str(loaded.device), row.name, f"checkpoint {row.sha256[:16]}", loaded.config)
 
     @property
     def coder(self) -> Codec:
@@ -95,13 +104,18 @@ class ModelContender:
         level = torch.tensor(quality / 100 * (self.config.levels - 1), dtype=torch.float64)
         return {"lmbda": round(float(self.config.lmbda(level)), 6), "settings": {"quality": quality}}
 
-    def quality_for(self, picture: Picture, limit: int) -> float:
-        """Return a quality; the search runs over rate levels."""
+    def best_within(self, picture: Picture, limit: int) -> Made:
+        """Return a file; the search runs over rate levels, and its seconds count where it is one with the encoder."""
+        begin = time.perf_counter()
         try:
             data = self.coder.encode_picture(picture, Target(size=limit))
         except TargetError:
-            return 0.0
-        return 100 * unpack_header(data)[0].level / (self.coder.max_level or 1)
+            return make(self, picture, 0.0)
+        seconds = time.perf_counter() - begin
+        quality = 100 * unpack_header(data)[0].level / (self.coder.max_level or 1)
+        if self.coder.fits_pictures:  # another descent would end in another file
+            return Made(quality, data, seconds)
+        return make(self, picture, quality)
 
     def encode(self, picture: Picture, quality: float) -> bytes:
         """Return the file of a picture."""
@@ -143,8 +157,8 @@ class PeerContender:
         """Return the options of ``Image.save``."""
         return {"settings": self.peer.settings(quality)}
 
-    def quality_for(self, picture: Picture, limit: int) -> float:
-        """Return a quality of the peer's scale, in steps of ``Peer.step``."""
+    def best_within(self, picture: Picture, limit: int) -> Made:
+        """Return a file; the search runs over the peer's scale, in steps of ``Peer.step``."""
         peer = self.peer
         search = LevelSearch(lambda i: Attempt(self.encode(picture, peer.at(i))), peer.steps)
         h, w, _ = picture.pixels.shape
@@ -153,7 +167,7 @@ class PeerContender:
         sizes = {i: len(search.at(i).data) for i in (0, *search.attempts)}
         best = _largest(sizes, limit)
         sizes |= {i: len(search.at(i).data) for i in range(best + 1, min(best + PROBES, peer.steps) + 1)}
-        return peer.at(_largest(sizes, limit))
+        return make(self, picture, peer.at(_largest(sizes, limit)))
 
     def encode(self, picture: Picture, quality: float) -> bytes:
         """Return the file of a picture; a gray one is stored as such."""
@@ -162,6 +176,13 @@ class PeerContender:
     def decode(self, data: bytes) -> Pixels:
         """Return the pixels of a file."""
         return self.peer.decode(data)
+
+
+def make(contender: Contender, picture: Picture, quality: float) -> Made:
+    """Return the file of a picture at a quality."""
+    begin = time.perf_counter()
+    data = contender.encode(picture, quality)
+    return Made(quality, data, time.perf_counter() - begin)
 
 
 def _largest(sizes: Mapping[int, int], limit: int) -> int:

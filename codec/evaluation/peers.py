@@ -19,7 +19,8 @@ import numpy as np
 from PIL import Image, features
 
 from bitstream.errors import ImageError, UsageError
-from codec.images import Pixels, pillows_limit
+from codec.images import Pixels
+from codec.pillows_limit import pillows_limit
 
 with contextlib.suppress(ImportError):  # without it there is no jxl, as ``Peer.version`` says
     import pillow_jxl  # noqa: F401  (registers JPEG XL with Pillow)

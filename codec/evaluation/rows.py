@@ -22,9 +22,9 @@ from typing import Any, TextIO
 import PIL
 import torch
 
-from bitstream.errors import ImageError, LimitError, UsageError
+from bitstream.errors import ImageError, LimitError, UsageError, WriteError
 from codec import __version__, images
-from codec.evaluation.contenders import Contender
+from codec.evaluation.contenders import Contender, Made, make
 from codec.files import lock_folder, read_bytes, walk_files, write_atomic
 from codec.images import SUFFIXES, Picture, Pixels
 from codec.machine import cpu_name
@@ -84,18 +84,21 @@ def measure(contender: Contender, source: Source, picture: Picture, quality: flo
 
 def run_once(contender: Contender, picture: Picture, quality: float, metrics: Sequence[str]) -> tuple[Row, Pixels]:
     """Encode and decode a picture; return what of a row is measured, and the decoded pixels (H, W, 3)."""
+    return measure_file(contender, picture, make(contender, picture, quality), metrics)
+
+
+def measure_file(contender: Contender, picture: Picture, made: Made, metrics: Sequence[str]) -> tuple[Row, Pixels]:
+    """Decode a file; return what ``run_once`` does."""
     begin = time.perf_counter()
-    data = contender.encode(picture, quality)
-    middle = time.perf_counter()
-    decoded = contender.decode(data)
-    end = time.perf_counter()
+    decoded = contender.decode(made.data)
+    decode_s = time.perf_counter() - begin
     h, w, _ = picture.pixels.shape
-    row: Row = {"width": w, "height": h, "bytes": len(data), "bpp": bpp(len(data), w, h)}
+    row: Row = {"width": w, "height": h, "bytes": len(made.data), "bpp": bpp(len(made.data), w, h)}
     if "psnr" in metrics:
         row["psnr_db"] = finite(psnr_db(picture.pixels, decoded))
     if "ms-ssim" in metrics:
         row["ms_ssim_db"] = finite(ms_ssim_db(picture.pixels, decoded)) if min(h, w) > MS_SSIM_SIDE else None
-    return row | {"encode_s": round(middle - begin, 5), "decode_s": round(end - middle, 5)}, decoded
+    return row | {"encode_s": round(made.encode_s, 5), "decode_s": round(decode_s, 5)}, decoded
 
 
 def finite(value: float) -> float | None:
@@ -158,7 +161,7 @@ class RowStore:
             self._file.flush()
             os.fsync(self._file.fileno())
         except OSError as error:
-            raise UsageError(f"{self.path}: cannot be written ({error.strerror}): make room and run again") from error
+            raise WriteError(f"{self.path}: cannot be written ({error.strerror}): make room and run again") from error
 
     def close(self) -> None:
         """Close the file; replaced rows leave it."""

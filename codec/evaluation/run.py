@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
-import threading
+import signal
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from functools import lru_cache
-from multiprocessing.process import BaseProcess
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from bitstream.errors import CodecError
+from bitstream.errors import CodecError, is_out_of_memory
 from codec import images
 from codec.evaluation.contenders import Contender, check_names
 from codec.evaluation.peers import limit_decoders
 from codec.evaluation.rows import Row, RowStore, Source, machine_facts, measure
+from codec.processes import end_with_parent, no_interrupts, release_interrupts
 
 WAITING = 4  # points that each process has in its queue
 
@@ -90,7 +89,8 @@ def _in_order_of_arrival(
     waiting: set[Future[Row | CodecError]] = set()
     while True:
         for point in rest:
-            waiting.add(pool.submit(_row, point, metrics, threads, jobs))
+            with no_interrupts():  # a process may start here
+                waiting.add(pool.submit(_row, point, metrics, threads, jobs))
             if len(waiting) >= jobs * WAITING:
                 break
         if not waiting:
@@ -106,17 +106,13 @@ def _use(threads: int) -> None:
 
 
 def _begin_process(threads: int) -> None:
-    """Prepare a process of the pool; it ends when the one that made it dies, in whatever way."""
+    """Prepare a process of the pool; it ends when the one that made it dies, in whatever way, and by Ctrl-C at once."""
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as under nohup
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # without a traceback: the parent says it
+    release_interrupts()
     warnings.filterwarnings("ignore", category=FutureWarning)  # of torch's own modules
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    end_with_parent()
     _use(threads)
-
-
-def _end_with(parent: BaseProcess) -> None:
-    parent.join()
-    os._exit(1)
 
 
 @lru_cache(maxsize=1)
@@ -146,7 +142,7 @@ def _row(point: Point, metrics: Sequence[str], threads: int, jobs: int) -> Row |
     except CodecError as error:
         return type(error)(f"{source.path}: {error}")
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "memory" not in str(error):  # torch has many words
+        if not is_out_of_memory(error):
             raise
         return CodecError(f"{source.path}: out of memory with {contender.name}: leave one of them away")
 

@@ -12,6 +12,8 @@ from torch import Tensor
 from bitstream.errors import ImageError, LimitError, UsageError
 from codec import images
 from codec.files import walk_files
+from codec.machine import available_memory
+from codec.pillows_limit import open_picture
 
 VALIDATION_SHARE = 64  # one picture in so many is held out when no validation folder is given
 
@@ -36,12 +38,17 @@ def _sides(folder: str | Path) -> dict[Path, int]:
     paths = sorted(path for path in map(Path, walk_files(folder)) if path.suffix.lower() in images.SUFFIXES)
     sides = {}
     for path in paths:
-        try:
-            with open(path, "rb") as file, images.open_picture(file) as image:
-                sides[path] = min(image.size)
-        except images.DAMAGE as error:
-            raise UsageError(f"{path}: not a picture that Pillow can read: remove it") from error
+        sides[path] = min(_size_of(path))
     return sides
+
+
+def _size_of(path: Path) -> tuple[int, int]:
+    """Return width and height by a picture's head. Raises UsageError if it is none."""
+    try:
+        with open(path, "rb") as file, open_picture(file) as image:
+            return image.size
+    except images.DAMAGE as error:
+        raise UsageError(f"{path}: not a picture that Pillow can read: remove it") from error
 
 
 def split_images(folder: str | Path, min_side: int, cure: str = "add more") -> tuple[list[Path], list[Path]]:
@@ -70,10 +77,25 @@ def load_rgb(path: Path) -> Tensor:
         raise UsageError(f"{error}; or remove it") from error
 
 
+def _check_memory(paths: list[Path], device: torch.device) -> None:
+    """Raise UsageError if the pictures do not fit into the memory of the device."""
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory()
+    needed = 0
+    for path in paths:
+        width, height = _size_of(path)
+        needed += 3 * width * height
+    if free is not None and needed > free:
+        raise UsageError(
+            f"the {len(paths)} training pictures take {needed / 2**30:.1f} GiB of memory, {free / 2**30:.1f} are free: "
+            "give fewer or smaller ones"
+        )
+
+
 class CropStore:
     """All pictures of a list as uint8 on one device; draws batches of random crops, mirrored half of the time."""
 
     def __init__(self, paths: list[Path], device: torch.device) -> None:
+        _check_memory(paths, device)
         self.pictures = [load_rgb(path).to(device) for path in paths]
         self.device = device
 

@@ -14,16 +14,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import checkpoints
 from bitstream.errors import CodecError, UsageError
 from codec.release import release
 from codec.training.data import CropStore, load_rgb, split_images
 from codec.training.recipe import Recipe
 from codec.training.state import read_state
+from models.manifest import check_name, own_folder
 from models.network import Network
 from models.registry import build
 
-CALIBRATION_BATCHES = 32
+CALIBRATION_BATCHES, CALIBRATION_BATCH = 32, 4
 CALIBRATION_PICTURES = 400
 CALIBRATION_CROP = 256
 SIDE = 512  # pixels that are measured of a picture
@@ -34,12 +34,14 @@ def export_state(
 ) -> dict[str, Any]:
     """Write ``name``.safetensors and its manifest row into ``out``; return the row.
 
-    They default to the model's name and the installed checkpoints.
+    They default to the model's name with the number of steps, and to the folder of the user's own checkpoints.
 
-    Raises UsageError if the state or the pictures cannot be read.
+    Raises UsageError if the state or the pictures cannot be read, or the name is taken.
     """
     state = read_state(state_path, torch.device("cpu"))
     recipe, model = trained_model(state_path, state)
+    name, folder = name or f"{recipe.model}-{state['step']}", out or own_folder()
+    check_name(folder, name, overwrite=overwrite)
     training, held_out = split_images(data, recipe.crop)
     calibration = training[:CALIBRATION_PICTURES]
     facts = {
@@ -52,7 +54,7 @@ def export_state(
         "recipe": state["recipe"],
     }
     return release(
-        model, recipe.model, name or recipe.model, out or checkpoints.FOLDER, calibration=_crops(calibration, recipe.crop),
+        model, recipe.model, name, folder, calibration=_crops(calibration, recipe.crop),
         held_out=[_corner(path) for path in held_out], facts=facts, overwrite=overwrite,
     )  # fmt: skip
 
@@ -75,5 +77,7 @@ def trained_model(path: Path, state: dict[str, Any]) -> tuple[Recipe, Network]:
 
 
 def _crops(paths: list[Path], crop: int) -> Iterator[Tensor]:
-    store, rng = CropStore(paths, torch.device("cpu")), np.random.default_rng(0)
-    return (store.batch(4, min(CALIBRATION_CROP, crop), rng) for _ in range(CALIBRATION_BATCHES))
+    rng = np.random.default_rng(0)
+    for _ in range(CALIBRATION_BATCHES):  # of all pictures at once there may be gigabytes
+        chosen = [paths[i] for i in rng.integers(len(paths), size=CALIBRATION_BATCH)]
+        yield CropStore(chosen, torch.device("cpu")).batch(CALIBRATION_BATCH, min(CALIBRATION_CROP, crop), rng)

@@ -16,8 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.optim.lr_scheduler import MultiStepLR, ReduceLROnPlateau
+from torch import Tensor
 
 from bitstream.errors import UsageError
 from bitstream.tables import master_from_mass
@@ -26,6 +25,7 @@ from codec.training.devices import launch
 from codec.training.muon import MuonAdam, muon_weights
 from codec.training.parameters import learns, parameter_groups
 from codec.training.recipe import MS_SSIM_CROP, Recipe
+from codec.training.schedule import Schedule
 from codec.training.start import starting_weights
 from codec.training.state import read_state, write_state
 from models.klt import check_klt_start, klt_start
@@ -37,8 +37,6 @@ from models.symbol_tables import count_symbols, fit_rows, has_rows
 COUNTED_BATCHES = 32  # of pictures whose symbols the rows are counted on
 VALIDATION_PICTURES = 16  # at most, where no validation folder is given
 KLT_CROP = 128  # at most, of the 384 crops of the KLT start: gigabytes otherwise
-MILESTONES = (40, 90, 140)  # epochs after which "multistep" multiplies the rates by MULTISTEP_FACTOR
-MULTISTEP_FACTOR = 0.5
 NOISE_STRIDE = 1_000_003  # between the seeds of the noise of a run that is resumed at one step or the next
 
 
@@ -49,51 +47,6 @@ def _silent(_: dict[str, Any]) -> None:
 def _psnr_db(x_hat: Tensor, x: Tensor) -> Tensor:
     """Return the PSNR (B,) of (B, 3, H, W) batches in [0, 1]."""
     return -10 * (x_hat.detach() - x).square().flatten(1).mean(1).log10()
-
-
-class Schedule:
-    """The part of the learning rate that changes once per epoch, as a factor: a scheduler of torch, or always 1 ("cosine").
-
-    The scheduler drives the rate of an optimiser of its own that starts at 1 and has nothing to optimise.
-    """
-
-    def __init__(self, name: str) -> None:
-        self.unit = torch.optim.SGD([nn.Parameter(torch.zeros(()))], lr=1.0)
-        self.scheduler: MultiStepLR | ReduceLROnPlateau | None = None
-        if name == "multistep":
-            self.scheduler = MultiStepLR(self.unit, list(MILESTONES), gamma=MULTISTEP_FACTOR)
-        elif name == "plateau":
-            self.scheduler = ReduceLROnPlateau(self.unit)
-
-    @property
-    def factor(self) -> float:
-        """Return what the learning rates of the recipe are multiplied by in this epoch."""
-        return float(self.unit.param_groups[0]["lr"])
-
-    @property
-    def needs_loss(self) -> bool:
-        """Return whether the end of an epoch needs a validation loss."""
-        return isinstance(self.scheduler, ReduceLROnPlateau)
-
-    def end_epoch(self, loss: float = math.nan) -> None:
-        """Go on to the next epoch; ``loss`` is that of the validation, where one is needed."""
-        self.unit.step()  # does nothing, but torch wants the optimiser to be first
-        if isinstance(self.scheduler, ReduceLROnPlateau):
-            self.scheduler.step(loss)
-        elif self.scheduler is not None:
-            self.scheduler.step()
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return all that ``load_state_dict`` needs, as plain numbers."""
-        own = {} if self.scheduler is None else self.scheduler.state_dict()
-        own = {key: value for key, value in own.items() if key != "milestones"}  # a Counter, given by the code
-        return {"factor": self.factor, "scheduler": own}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a ``state_dict`` of the same schedule."""
-        self.unit.param_groups[0]["lr"] = state["factor"]
-        if self.scheduler is not None:
-            self.scheduler.load_state_dict(state["scheduler"])
 
 
 class Trainer:
@@ -310,11 +263,15 @@ class Trainer:
         self.model.train()
         return rows
 
-    def run(self, state: Path, *, max_minutes: float, report: Callable[[dict[str, Any]], None]) -> None:
-        """Train until the schedule or ``max_minutes`` ends; save every ``save_minutes`` and at the end.
+    def run(
+        self, state: Path, *, max_minutes: float, report: Callable[[dict[str, Any]], None],
+        stop: Callable[[], bool] = lambda: False,
+    ) -> bool:  # fmt: skip
+        """Train until the schedule or ``max_minutes`` ends, or ``stop``: then return true. Save in between and at the end.
 
-        ``report`` gets one dict per validation, save interval and end: step, minutes, loss, bpp, psnr_db, levels; of several
-        processes that of the first, whose means are of its part of the batches.
+        ``report`` gets a dict of step and minutes: every 200 steps with progress and the means of loss, bpp and psnr_db; at
+        each validation, and at the end unless it was stopped, with levels. Of several processes it is the first's, whose means
+        are of its part of the batches.
         """
         if not self.fabric.is_global_zero:
             report = _silent
@@ -322,9 +279,11 @@ class Trainer:
         began, start_minutes = time.monotonic(), self.minutes
         saved = validated = self.minutes
         recent: list[dict[str, float]] = []
-        while self.progress() < 1 and self.minutes - start_minutes < max_minutes:
+        stopped = False
+        while self.progress() < 1 and self.minutes - start_minutes < max_minutes and not stopped:
             recent.append(self.train_step())
-            self.minutes = self.fabric.broadcast(start_minutes + (time.monotonic() - began) / 60)  # one clock for all
+            minutes = start_minutes + (time.monotonic() - began) / 60
+            self.minutes, stopped = self.fabric.broadcast((minutes, stop()))  # one clock for all
             if self.step % 200 == 0:
                 means = {key: float(np.mean([row[key] for row in recent])) for key in recent[0]}
                 report({"step": self.step, "minutes": self.minutes, "progress": self.progress(), **means})
@@ -332,14 +291,16 @@ class Trainer:
             if self.step % self.epoch_steps == 0 and (rows := self.end_epoch()):
                 report({"step": self.step, "minutes": self.minutes, "levels": rows})
                 validated = self.minutes
-            if self.minutes - validated >= self.recipe.validate_minutes:
+            if self.minutes - validated >= self.recipe.validate_minutes and not stopped:
                 report({"step": self.step, "minutes": self.minutes, "levels": self.validate()})
                 validated = self.minutes
             if self.minutes - saved >= self.recipe.save_minutes:
                 self.save(state)
                 saved = self.minutes
         self.save(state)
-        report({"step": self.step, "minutes": self.minutes, "levels": self.validate()})
+        if not stopped:
+            report({"step": self.step, "minutes": self.minutes, "levels": self.validate()})
+        return stopped
 
     def close(self) -> None:
         """Leave the group of processes when all are done: one that ends while its threads still wait on others may abort."""

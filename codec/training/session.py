@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -11,6 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from bitstream.errors import UsageError
+from codec.files import check_target, only_writer
 from codec.training.loop import Trainer
 from codec.training.recipe import DEFAULT_RECIPE, Recipe
 from codec.training.state import read_state
@@ -23,9 +31,23 @@ def train_with_progress(
 ) -> None:  # fmt: skip
     """Train until the schedule or ``max_minutes`` ends; ``options`` are those of ``Recipe.with_options``.
 
-    Raises UsageError if ``state`` exists and is not resumed, and for options that contradict each other.
+    Ctrl-C ends it too, and SIGTERM where the program has a handler for it, behind a step: the state is saved, and the exit code
+    is 128 and the signal's number.
+
+    Raises UsageError if ``state`` exists and is not resumed, or another process writes it, and for options that contradict each
+    other.
     """
-    check_state(state, resume)
+    leader = os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0"  # of the processes of a training
+    with only_writer(state) if leader else contextlib.nullcontext():
+        check_state(state, resume)
+        _train(dataset, state, recipe, model, start, resume, valid, max_minutes, logdir, device, devices, options)
+
+
+def _train(
+    dataset: Path, state: Path, recipe: str | None, model: str | None, start: Path | None, resume: bool, valid: Path | None,
+    max_minutes: float | None, logdir: Path | None, device: str, devices: int, options: dict[str, Any],
+) -> None:  # fmt: skip
+    """Do what ``train_with_progress`` does, where no other process writes the state."""
     if resume and start is not None:
         raise UsageError("--start begins a run and --resume goes on with one: give one of them")
     chosen = choose_recipe(recipe, model, state if resume else None).with_options(**options)
@@ -57,19 +79,45 @@ def train_with_progress(
             if writer is not None:
                 _log(writer, row)
 
-        trainer.run(state, max_minutes=max_minutes if max_minutes is not None else math.inf, report=report)
+        with _signals() as received:
+            limit = max_minutes if max_minutes is not None else math.inf
+            stopped = trainer.run(state, max_minutes=limit, report=report, stop=lambda: bool(received))
     trainer.close()
     if writer is not None:
         writer.close()
+    if stopped:
+        console.print(f"stopped at step {trainer.step}, saved {state}; to go on: --resume")
+        sys.exit(128 + (received[0] if received else signal.SIGINT))  # of several processes the first may have it alone
     console.print(f"saved {state}; next: codec export {state} --data {dataset} --name NAME --out FOLDER")
 
 
+@contextlib.contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Collect Ctrl-C and SIGTERM: by the first a run ends behind its step, with a state, by the second as ever."""
+    received: list[int] = []
+    before = {int(number): signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    taken = [number for number, handler in before.items() if callable(handler)]  # not where it is ignored, as under nohup
+    if threading.current_thread() is not threading.main_thread():
+        taken = []
+
+    def collect(number: int, _: FrameType | None) -> None:
+        received.append(number)
+        signal.signal(number, before[number])
+
+    for number in taken:
+        signal.signal(number, collect)
+    try:
+        yield received
+    finally:
+        for number in taken:
+            signal.signal(number, before[number])
+
+
 def check_state(state: Path, resume: bool) -> None:
-    """Raise UsageError unless ``state`` can be written, and is there if and only if it is resumed."""
+    """Raise UsageError or WriteError unless ``state`` can be written, and is there if and only if it is resumed."""
     if state.exists() and not resume:
         raise UsageError(f"{state} exists: give --resume to go on with it, or another --state")
-    if not state.absolute().parent.is_dir():
-        raise UsageError(f"{state.parent} is not a folder: create it first")
+    check_target(state, overwrite=True)
     if resume and not state.exists():
         raise UsageError(f"{state} does not exist: leave --resume away to start")
 

@@ -20,6 +20,11 @@ them, so their bits are few; the latents start from a small analysis network, wh
     fit          the descent for one picture: latents and networks
     moving       its networks, and how they become differences in whole steps
     windows      what of a picture and its grids the descent sees at a time
+    adam         its optimiser, for tensors of which a part moves at a time
+    soft         rounding that gradients go through, soft at first
+    costs        what a window costs: bits of its latents, squared error of what is made of them
+    choice       behind it: symbols are moved by one where that is better
+    state        where a descent stands, and the file it is resumed from
     weights      the networks as integers: those of the checkpoint at a level, differences from them in a file
     entropy      the grids as symbols, in exact integers, by wavefronts
     runtime      a checkpoint made ready to code

@@ -76,7 +76,7 @@ class OverfitConfig:
         return self.width_fine if grid == 0 else self.width
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Return the shapes of all parameters at one level by name; those of ``biases`` differ between levels."""
+        """Return the shapes of all parameters at one level by name; those that are ``levelled`` differ between levels."""
         out: dict[str, tuple[int, ...]] = {}
         for grid in range(GRIDS):
             w, name = self.width_of(grid), f"grid_{grid}"

@@ -21,11 +21,6 @@ class Area(NamedTuple):
     right: int
 
     @property
-    def size(self) -> int:
-        """Return the number of pixels or positions."""
-        return (self.bottom - self.top) * (self.right - self.left)
-
-    @property
     def whole(self) -> Index:
         """Return the index of it in planes (…, h, w)."""
         return ..., slice(self.top, self.bottom), slice(self.left, self.right)

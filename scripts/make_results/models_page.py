@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import numpy as np
-from measured import RESULTS, ROOT, load
+from measured import RESULTS, load
 
 from codec.evaluation.curves import Curve, bd_rate_percent, quoted
 from codec.evaluation.report import bd_table, table
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from models.manifest import MANIFEST, read_manifest
 
 ORDER = ("factorized", "hyperprior", "checkerboard", "joint", "attention", "swift")
 QUOTED_OF = {
@@ -29,7 +24,7 @@ QUOTED_OF = {
 def section() -> str:
     """Return all of it."""
     kodak, published = load("kodak/summary.json"), quoted(RESULTS / "quoted_curves.json")
-    rows = tomllib.loads((ROOT / "checkpoints" / "manifest.toml").read_text(encoding="utf-8"))
+    rows = read_manifest(MANIFEST)
     codecs = kodak["codecs"]
     facts = codecs[ORDER[-1]]
     head = ["model", "N/M", "parameters (M)", "kMAC/pixel enc", "kMAC/pixel dec", "training steps", "cost of integers"]

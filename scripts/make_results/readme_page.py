@@ -10,7 +10,7 @@ from measured import RESULTS, ROOT, load
 from codec.evaluation.curves import quoted, values
 from codec.evaluation.report import NAMES, bd_table, table
 from codec.evaluation.rows import MEASURES
-from models.manifest import manifest
+from models.manifest import MANIFEST, read_manifest
 
 TUNED = ("swift", "swift-ms-ssim")
 PICTURE = "the synthetic examples/{name}.png ({width}×{height} pixels)"
@@ -31,7 +31,7 @@ def section() -> str:
 
 def aged(result: dict[str, Any]) -> str:
     """Return a remark if a result was measured with another checkpoint than the one that is shipped now."""
-    now, then = manifest()[result.get("model", TUNED[0])]["sha256"], result.get("checkpoint")
+    now, then = read_manifest(MANIFEST)[result.get("model", TUNED[0])]["sha256"], result.get("checkpoint")
     return "" if then == now else f", an older checkpoint ({then[:8]})" if then else ", an older checkpoint"
 
 

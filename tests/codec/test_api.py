@@ -3,6 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
+import inspect
+import io
+import os
+import pickle
+import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +35,8 @@ from codec import (
     info,
 )
 from codec.api import cached_codec
+from codec.arguments import DecodeOptions, EncodeOptions
+from codec.devices import device_of
 from codec.metrics import psnr_db
 
 SIZES = [(1, 1), (1, 37), (37, 1), (63, 64), (65, 129), (512, 768)]  # (height, width)
@@ -282,7 +291,7 @@ def test_no_file_is_left_after_an_error(tmp_path, small):
     assert set(tmp_path.iterdir()) == before
 
 
-@pytest.mark.parametrize("device", ["tpu", "cuda:7", ""])
+@pytest.mark.parametrize("device", ["tpu", "cuda:x", ""])
 def test_an_unknown_device_is_refused(tiny_checkpoint, device):
     with pytest.raises(UsageError, match="expected auto, cpu or cuda"):
         Codec(tiny_checkpoint, device)
@@ -323,3 +332,86 @@ def test_a_model_is_loaded_once_for_all_names_of_its_device(tiny_checkpoint):
 def test_a_path_where_bytes_are_expected_is_one_sentence(call, kind):
     with pytest.raises(UsageError, match=r"the file is of type \w+, expected its bytes: of a path take decode_file"):
         call(kind("photo.lic"))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.usefixtures("installed")
+def test_every_function_heeds_the_device(small, picture, png, tmp_path):
+    source = png(8, 8)
+    (tmp_path / "a.lic").write_bytes(small)
+    for call in (
+        lambda: encode(picture(8, 8), device="cuda"),
+        lambda: decode(small, device="cuda:1"),
+        lambda: codec.latents(small, device="cuda"),
+        lambda: codec.encode_batch([picture(8, 8)], device="cuda"),
+        lambda: codec.decode_batch([small], device="cuda"),
+        lambda: encode_file(source, tmp_path / "b.lic", device="cuda"),
+        lambda: decode_file(tmp_path / "a.lic", tmp_path / "b.png", device="cuda"),
+    ):
+        with pytest.raises(UsageError, match="no CUDA GPU here"):
+            call()
+
+
+@pytest.mark.parametrize("name", ["cuda:", "cuda:x", "cuda:-1", "gpu", 0])
+def test_a_device_that_is_none_is_refused(name):
+    with pytest.raises(UsageError, match="expected auto, cpu or cuda, or cuda:1"):
+        device_of(name)
+
+
+def test_a_gpu_that_is_not_there_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert device_of("cuda:1") == torch.device("cuda:1")
+    with pytest.raises(UsageError, match="torch finds 2 CUDA GPUs here"):
+        device_of("cuda:2")
+
+
+def test_a_checkpoint_that_is_replaced_is_loaded_anew(tiny_checkpoint, tmp_path, monkeypatch):
+    path = tmp_path / "mine.safetensors"
+    shutil.copy(tiny_checkpoint, path)
+    first = cached_codec(str(path))
+    monkeypatch.chdir(tmp_path)
+    assert cached_codec("mine.safetensors").model.checkpoint.sha256 == first.model.checkpoint.sha256
+    assert cached_codec(str(path)) is first
+    os.utime(path, ns=(1, 1))
+    assert cached_codec(str(path)) is not first
+
+
+def test_threads_that_come_first_at_once_load_one(tiny_checkpoint, tmp_path):
+    path = tmp_path / "mine.safetensors"
+    shutil.copy(tiny_checkpoint, path)
+    with ThreadPoolExecutor(4) as pool:
+        assert len({id(c) for c in pool.map(lambda _: cached_codec(str(path)), range(4))}) == 1
+
+
+def test_another_process_gets_a_codec_of_its_own(tiny_checkpoint, small):
+    back = pickle.loads(pickle.dumps(Codec(tiny_checkpoint, "cpu")))
+    assert back.model is cached_codec(str(tiny_checkpoint), "cpu").model
+    assert back.decode(small).size
+
+
+def test_names_complete_and_the_batch_is_there():
+    assert {"encode", "decode", "Codec", "batch", "__version__"} <= set(dir(codec))
+    assert codec.batch.run is importlib.import_module("codec.batch").run
+
+
+@pytest.mark.usefixtures("installed")
+def test_a_source_is_never_its_own_target(png, tmp_path, small):
+    source = png(8, 8)
+    with pytest.raises(UsageError, match="is the source too"):
+        encode_file(source, source, overwrite=True)
+    (tmp_path / "a.lic").write_bytes(small)
+    with pytest.raises(UsageError, match="is the source too"):
+        decode_file(tmp_path / "a.lic", tmp_path / "a.lic", overwrite=True)
+    with pytest.raises(UsageError, match="the target is of type BytesIO, expected a path"):
+        decode_file(tmp_path / "a.lic", io.BytesIO())
+    with pytest.raises(UsageError, match="the source is of type BytesIO, expected a path"):
+        decode_file(io.BytesIO(small), tmp_path / "b.png")
+
+
+@pytest.mark.parametrize(
+    ("kind", "method", "others"), [(EncodeOptions, Codec.encode, set()), (DecodeOptions, Codec.decode, {"limits"})]
+)
+def test_the_types_of_options_are_those_of_the_methods(kind, method, others):
+    keywords = {p.name for p in inspect.signature(method).parameters.values() if p.kind == p.KEYWORD_ONLY}
+    assert set(kind.__annotations__) == keywords - others

@@ -149,13 +149,14 @@ def test_threads_of_a_program_that_decode_at_once_with_one_codec_do_not_meet(cod
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 @pytest.mark.filterwarnings("ignore:.*fork")
 def test_a_forked_process_decodes_alike(codecs, few):
-    """OpenMP's threads do not survive a fork: a parent that has used several is what can go wrong; here it has one."""
-    with threads(1):
+    """OpenMP's threads do not survive a fork, and a parent that has used several is what could go wrong."""
+    with threads(2):
+        for path in few:
+            codec_of(codecs, path).decode(path.read_bytes())
         context = multiprocessing.get_context("fork")
         answer = context.SimpleQueue()
 
         def work():
-            torch.set_num_threads(1)
             answer.put([off_by(codec_of(codecs, path).decode(path.read_bytes()), path) for path in few])
 
         process = context.Process(target=work)

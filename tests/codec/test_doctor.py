@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import re
 
 import pytest
 
@@ -47,3 +48,19 @@ def test_a_damaged_checkpoint_is_told(installed):
 def test_a_missing_package_is_told(monkeypatch):
     monkeypatch.setattr(doctor, "PACKAGES", ("no-such-package-here",))
     assert "no-such-package-here is not installed: pip install no-such-package-here" in lines(False)
+
+
+def test_all_dependencies_are_looked_at():
+    needed = [line for line in importlib.metadata.requires("learned-image-codec") if "extra ==" not in line]
+    names = {re.match(r"[\w-]+", line)[0] for line in needed} - {"tomli"}  # of Python 3.10 alone
+    assert set(doctor.PACKAGES) == names
+
+
+def test_headers_that_are_missing_have_a_cure_of_their_own(monkeypatch):
+    def fail():
+        raise EngineError("torchac's coder could not be compiled (fatal error: Python.h: No such file or directory).")
+
+    monkeypatch.setattr(torchac, "_backend", fail)
+    (line,) = lines(False)
+    assert "apt-get install python3-dev" in line
+    assert "g++" not in line

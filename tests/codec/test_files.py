@@ -221,3 +221,25 @@ def test_a_pipe_is_read_in_pieces():
 def test_a_name_with_a_nul_is_a_usage_error(tmp_path):
     with pytest.raises(UsageError, match="not a usable file name"):
         write_atomic(tmp_path / "a\0b", b"data")
+
+
+def test_a_folder_that_cannot_be_written_is_said_before_the_work(tmp_path, monkeypatch):
+    monkeypatch.setattr(files.os, "access", lambda *_: False)
+    check_target(tmp_path / "a", overwrite=False)  # it can be, whatever the system says
+    assert list(tmp_path.iterdir()) == []
+
+    def refuse(*_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(files, "_create", refuse)
+    with pytest.raises(WriteError, match=r"a: cannot be written \(Permission denied\)"):
+        check_target(tmp_path / "a", overwrite=False)
+
+
+def test_there_is_one_writer(tmp_path):
+    path = tmp_path / "a.pt"
+    with files.only_writer(path), pytest.raises(UsageError, match=r"a\.pt: another process is writing it"):
+        files.only_writer(path).__enter__()
+    with files.only_writer(path):
+        pass
+    assert list(tmp_path.iterdir()) == []

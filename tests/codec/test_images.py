@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin, features
+from profiles import of_black_alone
 
 from bitstream.chunks import Metadata
 from bitstream.errors import ImageError, LimitError, UsageError
@@ -700,3 +701,62 @@ def test_a_damaged_profile_is_named_as_lost():
     image.info["icc_profile"] = None
     with pytest.warns(UserWarning, match="the ICC profile is damaged: not stored"):
         images.load(image)
+
+
+def test_the_transparent_colour_of_16_bits_is_found(tmp_path):
+    row = struct.pack(">6H", 0x1234, 0x5678, 0x9ABC, 0x1234, 0x5678, 0x9BBC)
+    path = png_of(tmp_path / "a.png", 16, 2, [row], struct.pack(">3H", 0x1234, 0x5678, 0x9ABC))
+    with pytest.warns(UserWarning, match="the upper 8 bits of the transparent one"):
+        assert images.load(path).alpha.tolist() == [[0, 255]]
+
+
+def test_cmyk_is_converted_by_its_profile_which_is_then_gone():
+    image = Image.new("CMYK", (2, 1))
+    image.putdata([(255, 0, 0, 0), (0, 0, 0, 255)])
+    image.info["icc_profile"] = of_black_alone()
+    with pytest.warns(UserWarning, match=r"CMYK is converted to sRGB \(by its ICC profile\)"):
+        loaded = images.load(image)
+    assert loaded.pixels[0, 0].min() > 250  # cyan is not seen
+    assert loaded.pixels[0, 1].max() < 5
+    assert loaded.metadata == Metadata()
+
+
+class Upload:
+    """What a web framework gives: it reads, but knows nothing of seeking."""
+
+    def __init__(self, data):
+        self.read = io.BytesIO(data).read
+
+
+def test_what_reads_but_does_not_seek_is_read_up_to_the_limit(picture):
+    buffer = io.BytesIO()
+    Image.fromarray(picture(9, 7)).save(buffer, "PNG")
+    assert np.array_equal(images.load(Upload(buffer.getvalue())).pixels, picture(9, 7))
+    with pytest.raises(LimitError, match="the limit is 50"):
+        images.load(Upload(buffer.getvalue()), limits=Limits(max_memory=50))
+
+
+@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited")
+def test_what_gives_no_bytes_is_said():
+    class Asynchronous:
+        async def read(self, _):
+            return b""
+
+    with pytest.raises(ImageError, match=r"the read\(\) of Asynchronous gives no bytes: give its bytes"):
+        images.load(Asynchronous())
+
+
+@pytest.mark.parametrize(
+    ("array", "cure"),
+    [
+        (np.zeros((3, 8, 8), np.uint8), r"of \(C, H, W\) it is array.transpose\(1, 2, 0\)"),
+        (np.zeros((1, 8, 8), np.uint8), r"it is array\[0\]"),
+        (np.zeros((8, 8, 1), np.uint8), r"it is array\[:, :, 0\]"),
+        (np.zeros((8, 8), np.uint16), r"of 16 bits it is \(array >> 8\)"),
+        (np.zeros((8, 8), bool), "of truth values"),
+        (np.zeros((8, 8), np.int32), "convert it"),
+    ],
+)
+def test_arrays_that_are_refused_have_a_cure(array, cure):
+    with pytest.raises(ImageError, match=cure):
+        images.load(array)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from compressai.models import (
@@ -15,12 +16,14 @@ from compressai.models import (
     MeanScaleHyperprior,
     ScaleHyperprior,
 )
+from PIL import Image
 
 from bitstream.engines import default_engine
 from bitstream.errors import UsageError
 from codec import Codec, importing
 from codec.importing import import_weights
 from models.importing import LMBDAS, adopt
+from models.manifest import tomllib
 from models.runtime import LoadedModel
 
 SOURCES = {
@@ -227,3 +230,28 @@ def test_no_code_in_a_file_of_weights_is_run(tmp_path):
 def test_another_measure_is_refused(tmp_path):
     with pytest.raises(UsageError, match="tune is 'vmaf', expected one of psnr, ms-ssim"):
         import_weights(tmp_path / "x.pth", "mine", None, 0.01, tmp_path / "out", tune="vmaf")
+
+
+def test_the_command_replaces_a_name_only_when_asked(tmp_path, call_codec):
+    path = save(FactorizedPrior(8, 12).state_dict(), tmp_path / "weights.pth")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "manifest.toml").write_text('[f8]\nfile = "f8.safetensors"\nsha256 = "00"\n')
+    arguments = ("import", path, "--as", "f8", "--lmbda", 0.025, "--out", tmp_path / "out")
+    assert "f8 is already the name" in call_codec(*arguments, code=2).stderr
+    call_codec(*arguments, "-f")
+
+
+def test_pictures_of_a_folder_calibrate_and_a_measure_may_be_given(tmp_path, call_codec):
+    pixels = np.random.default_rng(0).integers(0, 256, (300, 258, 3), np.uint8)
+    (tmp_path / "in").mkdir()
+    Image.fromarray(pixels).save(tmp_path / "in" / "a.png")
+    Image.new("RGB", (255, 300)).save(tmp_path / "in" / "small.png")
+    (crop,) = importing._pictures(tmp_path / "in")
+    whole = torch.from_numpy(pixels).permute(2, 0, 1).float() / 255
+    places = ((top, left) for top in range(45) for left in range(3))
+    assert any(torch.equal(crop[0], whole[:, top : top + 256, left : left + 256]) for top, left in places)
+    path = save(FactorizedPrior(8, 12).state_dict(), tmp_path / "weights.pth")
+    options = ("--as", "mine", "--lmbda", 8.73, "--tune", "ms-ssim", "--data", tmp_path / "in", "--out", tmp_path / "out")
+    assert "λ 0.006984" in call_codec("import", path, *options).output
+    row = tomllib.loads((tmp_path / "out" / "manifest.toml").read_text())["mine"]
+    assert (row["tune"], row["measured_on"]) == ("ms-ssim", "1 crops")

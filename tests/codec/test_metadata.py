@@ -8,6 +8,8 @@ import warnings
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import ExifTags, Image, ImageCms, PngImagePlugin
 from profiles import SPACES, profile
 
@@ -123,7 +125,7 @@ def shown(image):
 @pytest.mark.parametrize("orientation", range(2, 9))
 def test_only_the_orientation_changes(order, orientation):
     exif = exif_bytes(orientation, order).removeprefix(b"Exif\0\0")
-    stored = metadata.upright(Metadata(exif=exif)).exif
+    stored = metadata.upright(Metadata(exif=exif), 1, 1).exif
     assert sum(a != b for a, b in zip(exif, stored, strict=True)) == 1
     found = Image.Exif()
     found.load(stored)
@@ -135,12 +137,12 @@ def test_only_the_orientation_changes(order, orientation):
     [b"", b"II*\0", b"garbage, long enough", b"II*\0\xff\xff\xff\xff" + bytes(8), b"II*\0\x08\0\0\0\xff\xff\x12\x01\x03\0"],
 )
 def test_exif_that_cannot_be_read_stays_as_it_is(exif):
-    assert metadata.upright(Metadata(exif=exif)).exif == exif
+    assert metadata.upright(Metadata(exif=exif), 1, 1).exif == exif
 
 
 @pytest.mark.parametrize("form", [b'tiff:Orientation="8"', b"<tiff:Orientation>8</tiff:Orientation>"])
 def test_the_orientation_in_xmp_is_reset_in_both_forms(form):
-    assert metadata.upright(Metadata(xmp=b"a " + form)).xmp == b"a " + form.replace(b"8", b"1")
+    assert metadata.upright(Metadata(xmp=b"a " + form), 1, 1).xmp == b"a " + form.replace(b"8", b"1")
 
 
 def test_an_orientation_that_only_xmp_tells_is_applied(tmp_path, picture):
@@ -232,3 +234,95 @@ def test_a_format_that_drops_the_profile_says_so(tmp_path):
     image.info["icc_profile"] = b"a profile"
     with pytest.warns(UserWarning, match=r"JPEG2000 does not hold ICC profile"):
         images.pack(image, "JPEG2000", "a.jp2")
+
+
+def with_thumbnail(order):
+    """Return EXIF data of a camera: sides of a picture, and a thumbnail that everything else lies before."""
+    exif = Image.Exif()
+    exif.endian = order
+    exif[ExifTags.Base.Make] = "maker"
+    exif[ExifTags.Base.Orientation] = 6
+    exif.get_ifd(ExifTags.IFD.Exif).update({ExifTags.Base.ExifImageWidth: 40, ExifTags.Base.ExifImageHeight: 24})
+    first = bytearray(exif.tobytes().removeprefix(b"Exif\0\0"))
+    (count,) = struct.unpack_from(order + "H", first, 8)
+    thumbnail = b"\xff\xd8 the whole picture \xff\xd9"
+    struct.pack_into(order + "I", first, 10 + 12 * count, len(first))
+    second = struct.pack(order + "H", 2)
+    second += struct.pack(order + "HHII", ExifTags.Base.JpegIFOffset, 4, 1, len(first) + 30)
+    second += struct.pack(order + "HHII", ExifTags.Base.JpegIFByteCount, 4, 1, len(thumbnail))
+    return bytes(first) + second + bytes(4) + thumbnail
+
+
+@pytest.mark.parametrize("more", [b"", b"maker's notes"])  # behind the thumbnail, too
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_a_thumbnail_goes_where_it_shows_something_else(order, more):
+    exif = with_thumbnail(order) + more
+    before = Image.Exif()
+    before.load(exif)
+    assert before.get_ifd(ExifTags.IFD.IFD1)
+    stored = metadata.of_other_pixels(Metadata(exif=exif, xmp=b"a<xmp:Thumbnails>\nit</xmp:Thumbnails>b"), 12, 10)
+    assert b"whole picture" not in stored.exif
+    assert stored.exif.endswith(more)
+    assert stored.xmp == b"ab"
+    after = Image.Exif()
+    after.load(stored.exif)
+    assert not after.get_ifd(ExifTags.IFD.IFD1)
+    assert after[ExifTags.Base.Make] == "maker"
+    sides = after.get_ifd(ExifTags.IFD.Exif)
+    assert (sides[ExifTags.Base.ExifImageWidth], sides[ExifTags.Base.ExifImageHeight]) == (12, 10)
+
+
+def test_a_part_of_a_picture_has_no_thumbnail_of_the_whole(picture, tiny_codec):
+    image = Image.fromarray(picture(24, 40))
+    image.info["exif"] = b"Exif\0\0" + with_thumbnail("<").replace(
+        b"\x12\x01\x03\0\x01\0\0\0\x06", b"\x12\x01\x03\0\x01\0\0\0\x01"
+    )
+    data = tiny_codec.encode(image)
+    assert b"whole picture" in tiny_codec.decode(data).info["exif"]
+    for options in ({"crop": (0, 0, 12, 10)}, {"scale": 2}):
+        part = tiny_codec.decode(data, **options)
+        assert b"whole picture" not in part.info["exif"]
+        assert part.getexif().get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.ExifImageWidth] == part.width
+
+
+def test_a_picture_that_is_turned_has_no_thumbnail_that_lies(picture, tiny_codec):
+    image = Image.fromarray(picture(24, 40))
+    image.info["exif"] = b"Exif\0\0" + with_thumbnail("<")
+    stored = Container.unpack(tiny_codec.encode(image)).metadata.exif
+    assert b"whole picture" not in stored
+    found = Image.Exif()
+    found.load(stored)
+    assert found.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.ExifImageWidth] == 24
+
+
+def test_a_jpeg_is_written_without_what_it_cannot_hold(picture, tmp_path):
+    image = Image.fromarray(picture(8, 8))
+    image.info |= {"xmp": b"<x>" + bytes(70_000), "exif": b"Exif\0\0" + with_thumbnail("<") + bytes(70_000)}
+    with pytest.warns(UserWarning, match="JPEG does not hold EXIF data and XMP data"):
+        data = images.pack(image, "JPEG", "a.jpg")
+    assert images.load(data).metadata == Metadata()
+
+
+def test_strip_turns_the_picture_all_the_same(full, picture):
+    loaded = images.load(full, strip=True)
+    assert np.array_equal(loaded.pixels, np.rot90(picture(40, 24), -1))
+    assert loaded.metadata == Metadata(icc=profile("Display P3"))
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("function", [metadata.upright, metadata.of_other_pixels])
+def test_metadata_made_to_take_long_does_not(function):
+    """Directories that all point to one another; openings that nothing closes."""
+    entry = struct.pack("<HHII", ExifTags.IFD.Exif, 4, 1, 8)
+    exif = b"II*\0\x08\0\0\0\xff\xff" + entry * 65535 + b"\x08\0\0\0"
+    stored = function(Metadata(exif=exif, xmp=b"<xmp:Thumbnails>" * 2**16), 1, 1)
+    assert len(stored.exif) == len(exif)
+    assert len(stored.xmp) == 2**20
+
+
+@given(st.binary(max_size=200), st.integers(0, 2**32 - 1), st.sampled_from([b"II*\0", b"MM\0*"]))
+def test_no_exif_data_is_an_error(data, start, head):
+    order = "<" if head[:1] == b"I" else ">"
+    for place in (start, 8, start % 64):
+        exif = head + struct.pack(order + "I", place) + data
+        assert len(metadata.upright(Metadata(exif=exif), 3, 4).exif) <= len(exif)

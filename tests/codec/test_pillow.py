@@ -285,3 +285,17 @@ def test_metadata_beside_an_image_do_not_change_how_it_is_read(tmp_path, install
     assert plain.info["exif"] == given.info["exif"]
     assert np.abs(np.asarray(plain).astype(int) - np.asarray(given)).max() <= 1
     assert "icc_profile" in given.info
+
+
+def test_save_hands_on_the_other_options_of_encode(data, source, tmp_path):
+    source.save(tmp_path / "a.lic", quality=100, max_size=len(data))
+    assert (tmp_path / "a.lic").stat().st_size <= len(data) < len(codec.encode(source, quality=100))
+    exif = Image.Exif()
+    exif[0x010F] = "a maker"
+    source.save(tmp_path / "b.lic", exif=exif, strip=True)
+    with Image.open(tmp_path / "b.lic") as image:
+        assert "exif" not in image.info
+    with pytest.raises(ValueError, match="effort is 11"):
+        source.save(tmp_path / "c.lic", effort=11)
+    with pytest.raises(OSError, match="allows no loss"):
+        Image.new("CMYK", (8, 8)).save(tmp_path / "c.lic", strict=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import threading
+import weakref
 
 import numpy as np
 import pytest
@@ -467,3 +468,18 @@ def test_clamped_symbols_are_those_of_the_file_that_is_returned(tiny_codec, pict
     monkeypatch.setattr(LevelSearch, "run", trying_on)
     data = tiny_codec.encode(picture(64, 64), quality=50)
     assert tiny_codec.clamped == codec.info(data).level > 0
+
+
+def test_latents_that_no_later_block_takes_are_not_kept(tiny_codec):
+    model, held, alive = tiny_codec.model, [], []
+    decoder = TileDecoder(model, 256, 20 * 256, 8)
+
+    def latents_of(number):
+        y = torch.zeros(1, model.config.M, 16, 16)
+        held.append(weakref.ref(y))
+        alive.append(sum(reference() is not None for reference in held))
+        return y
+
+    decoder.decode(latents_of, Rect(0, 0, 256, 20 * 256), most=1)
+    assert len(held) == 20
+    assert max(alive) <= 7  # three a block, and what two waiting blocks have

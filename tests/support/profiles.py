@@ -45,3 +45,25 @@ def profile(name: str) -> bytes:
     head = struct.pack(">I4sI4s4s4s12s4s", size, bytes(4), 0x02100000, b"mntr", b"RGB ", b"XYZ ", bytes(12), b"acsp")
     head = (head + bytes(68 - len(head)) + b"".join(struct.pack(">i", round(v * 65536)) for v in D50)).ljust(128, b"\0")
     return head + struct.pack(">I", len(tags)) + table + body
+
+
+def of_black_alone() -> bytes:
+    """Return a CMYK profile by which only black ink is seen (ICC.1:2001-04, 6.5.8: lut8Type, two grid points)."""
+    lut = b"mft1" + bytes(4) + bytes([4, 3, 2, 0])
+    lut += b"".join(struct.pack(">i", 65536 * (row == column)) for row in range(3) for column in range(3))
+    corners = b"".join(bytes([0 if corner % 2 else 255, 128, 128]) for corner in range(16))  # K varies fastest
+    lut += 4 * bytes(range(256)) + corners + 3 * bytes(range(256))
+    white = b"XYZ \0\0\0\0" + b"".join(struct.pack(">i", round(float(v) * 65536)) for v in D50)
+    tags = {
+        b"desc": b"desc\0\0\0\0" + struct.pack(">I", 6) + b"black\0" + bytes(78),
+        b"cprt": b"text\0\0\0\0public domain\0",
+        b"wtpt": white,
+        b"A2B0": lut,
+    }
+    at, table, body = 128 + 4 + 12 * len(tags), b"", b""
+    for kind, data in tags.items():
+        table += kind + struct.pack(">II", at + len(body), len(data))
+        body += data + bytes(-len(data) % 4)
+    head = struct.pack(">I4sI4s4s4s12s4s", at + len(body), bytes(4), 0x02100000, b"prtr", b"CMYK", b"Lab ", bytes(12), b"acsp")
+    head = (head + bytes(68 - len(head)) + b"".join(struct.pack(">i", round(v * 65536)) for v in D50)).ljust(128, b"\0")
+    return head + struct.pack(">I", len(tags)) + table + body

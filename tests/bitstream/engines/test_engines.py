@@ -325,15 +325,16 @@ def test_default_engine_falls_back_with_the_cure_whatever_the_trouble(fresh, mon
         assert default_engine().name == "reference"
 
 
-def test_no_compiler_falls_back_to_the_reference_engine_with_the_cure(fresh, monkeypatch, capfd):
-    """The child that compiles is really started, without a compiler to find; it prints nothing."""
-    monkeypatch.setenv("CXX", "/nowhere/c++")
+@pytest.mark.skipif(not shutil.which("false"), reason="no program that fails")
+@pytest.mark.parametrize("compiler", ["/nowhere/c++", "", shutil.which("false")])  # none; none; one that fails, in a child
+def test_no_compiler_falls_back_to_the_reference_engine_with_the_cure(fresh, monkeypatch, capfd, compiler):
+    monkeypatch.setenv("CXX", compiler)
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.warns(RuntimeWarning, match="could not be compiled .*apt-get install g.*xcode-select --install.*codec doctor"):
         assert default_engine().name == "reference"
     assert default_engine() is default_engine()  # no second try, no second warning
     assert capfd.readouterr() == ("", "")
-    assert list(built_path().parent.iterdir()) == []
+    assert list(fresh.glob("*/*")) == []
 
 
 def test_default_engine_is_torchac_where_there_is_a_compiler(torchac):
@@ -389,3 +390,15 @@ def test_a_fresh_cache_is_built_in_silence_despite_stale_locks_and_no_ninja_on_p
     start()
     assert sorted(path.name for path in built_path().parent.iterdir()) == ["build-killed", built_path().name]
     start(CXX="/nowhere/c++", PATH="/nowhere")  # the second start runs no compiler
+
+
+def test_the_cause_of_a_failed_build_is_the_compilers_line():
+    output = """Traceback (most recent call last):
+    raise CalledProcessError(retcode, process.args,
+subprocess.CalledProcessError: Command '['ninja', '-v']' returned non-zero exit status 1.
+/usr/include/torch/extension.h:5:10: fatal error: Python.h: No such file or directory
+RuntimeError: Error building extension"""
+    assert "Python.h" in torchac_module._cause(output)
+    assert "python3-dev" in torchac_module.build_cure(torchac_module._cause(output))
+    assert torchac_module._cause("a\nb") == "b"
+    assert torchac_module._cause("") == "no output"

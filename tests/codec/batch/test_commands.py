@@ -148,3 +148,19 @@ def is_alive(pid):
         return Path(f"/proc/{pid}/cmdline").read_bytes() != b""
     except FileNotFoundError:
         return False
+
+
+def test_a_file_that_is_there_is_replaced_by_force_alone(call, source, tmp_path):
+    (tmp_path / "out").mkdir()
+    target = tmp_path / "out" / "a.lic"
+    target.write_bytes(b"precious")
+    assert "give -f" in call(source, tmp_path / "out", code=1).stderr
+    assert target.read_bytes() == b"precious"
+    call(source, tmp_path / "out", "-f")
+    assert target.read_bytes().startswith(b"\x89LIC")
+
+
+def test_limits_hold_on_the_way_back(call, source, tmp_path):
+    call(source, tmp_path / "out")
+    for option, value, message in (("--max-pixels", 600, "the limit is 600"), ("--max-memory", "1MB", "--max-memory")):
+        assert message in call("--decode", tmp_path / "out", tmp_path / "back", option, value, code=1).stderr

@@ -7,7 +7,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections import deque
 from pathlib import Path
+from types import SimpleNamespace
 
 import light_worker
 import pytest
@@ -116,3 +118,21 @@ def wait_for(condition, seconds=20):
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.02)
+
+
+def test_a_suspect_comes_last_and_has_the_machine_for_itself():
+    crew = local._Crew([], Options(), light_worker.prepare, light_worker.process)
+    crew.workers = [SimpleNamespace(ready=True, item=item) for item in ("busy", None)]
+    for each in crew.workers:
+        each.give = lambda item, each=each: setattr(each, "item", item) is None
+
+    def items_after(first, waiting=()):
+        crew.workers[0].item = first
+        crew.waiting.extend(waiting)
+        crew._hand_out()
+        return [each.item for each in crew.workers]
+
+    crew.suspects = deque(["suspect", "another"])
+    assert items_after("busy") == ["busy", None]
+    assert items_after(None) == ["suspect", None]
+    assert items_after(None, ["late"]) == ["late", None]

@@ -17,7 +17,7 @@ from PIL import Image
 from bitstream.errors import CheckpointError, UsageError
 from codec import images
 from codec.api import Codec
-from codec.batch import run, storage
+from codec.batch import run, session, storage
 from codec.batch.options import Options
 from codec.machine import physical_cores
 from codec.metrics import psnr_db
@@ -361,3 +361,36 @@ def test_a_device_that_is_not_here_stops_decoding_at_once(batch, source, tmp_pat
     batch(source, tmp_path / "coded")
     with pytest.raises(UsageError, match="device is 'gpu'"):
         batch(tmp_path / "coded", tmp_path / "out", decode=True, device="gpu")
+
+
+def test_files_of_a_checkpoint_that_is_not_installed_are_decoded_with_the_one_given(
+    batch, source, tmp_path, installed, tiny_checkpoint
+):
+    coded = tmp_path / "coded"
+    batch(source, coded)
+    (installed / "manifest.toml").write_text("")
+    assert batch(coded, tmp_path / "none", decode=True).failed == 2
+    assert batch(coded, tmp_path / "back", decode=True, model=str(tiny_checkpoint)).done == 2
+
+
+SCRIPT = """
+from codec import batch
+print(batch.run({source!r}, {target!r}, workers=1, device="cpu"))
+"""
+
+
+@pytest.mark.slow
+def test_a_script_that_forgets_its_main_is_told_so(source, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT.format(source=str(source), target=str(tmp_path / "out")))
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert "a batch began while its own process started: call it below if __name__ == '__main__':" in done.stderr
+    assert "a script calls batch.run below if __name__ == '__main__':" in done.stderr.splitlines()[-1]
+
+
+def test_as_many_workers_as_there_are_cores_and_memory(monkeypatch):
+    monkeypatch.setattr(session, "usable_cores", lambda: 6)
+    for free, expected in ((None, 6), (2**40, 6), (5 * 2**30 - 1, 4), (0, 1)):
+        monkeypatch.setattr(session, "available_memory", lambda free=free: free)
+        assert session._default_workers() == expected

@@ -83,8 +83,11 @@ def test_verbose_prints_the_stages(run, tmp_path, png):
     assert re.search(r"entropy .* g_s .* pixels .*\| with start-up", result.stderr)
 
 
-def test_threads_are_set(run, tmp_path, png):
-    run("encode", png(8, 8), tmp_path / "a.lic", "--threads", "2")
+@pytest.mark.parametrize("command", ["encode", "decode", "verify", "inspect"])
+def test_threads_are_set(run, tmp_path, png, file, command):
+    torch.set_num_threads(1)
+    paths = {"encode": (png(8, 8), tmp_path / "b.lic"), "decode": (file, tmp_path / "b.png")}
+    run(command, *paths.get(command, (file,)), "--threads", "2")
     assert torch.get_num_threads() == 2
 
 
@@ -288,3 +291,64 @@ def test_strict_refuses_what_would_be_lost(run, tmp_path):
     result = run("encode", tmp_path / "a.tif", tmp_path / "a.lic", "--strict", code=1)
     assert_one_line(result, "CMYK is converted to sRGB")
     assert not (tmp_path / "a.lic").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize("command", ["encode", "decode", "compare", "evaluate", "batch"])
+def test_every_command_heeds_the_device(run, tmp_path, png, file, command):
+    source = png(8, 8)
+    arguments = {
+        "encode": (source, tmp_path / "b.lic"),
+        "decode": (file, tmp_path / "b.png"),
+        "compare": (source, "--peers", "jpeg", "-o", tmp_path / "b.html"),
+        "evaluate": (tmp_path,),
+        "batch": (tmp_path, tmp_path / "out", "--workers", 0),
+    }
+    assert "no CUDA GPU here" in run(command, *arguments[command], "--device", "cuda", code=2).stderr
+
+
+@pytest.mark.parametrize("command", ["verify", "inspect"])
+@pytest.mark.parametrize(
+    ("option", "message"), [("--max-pixels=1649", "the limit is 1649"), ("--max-memory=1MB", "raise it with --max-memory")]
+)
+def test_limits_hold_where_a_file_is_only_looked_at(run, file, command, option, message):
+    assert message in run(command, file, option, code=1).output
+    run(command, file)
+
+
+def test_several_files_are_looked_at_all_of_them(run, tmp_path, file):
+    (tmp_path / "bad.lic").write_bytes(file.read_bytes()[:-1])
+    found = run("verify", file, tmp_path / "bad.lic", tmp_path / "none.lic", file, code=1)
+    lines = found.stdout.splitlines()
+    assert [lines[0], lines[-1]] == [f"ok    {file}"] * 2
+    assert any(line.startswith(f"FAIL  {tmp_path / 'bad.lic'}: checksum: ") for line in lines)
+    assert "none.lic" in found.output
+    assert len(lines) == 4 - ("none.lic" in found.stderr)
+    told = run("info", file, tmp_path / "none.lic", file, "--json", code=1)
+    assert [json.loads(line)["width"] for line in told.stdout.splitlines()] == [50, 50]
+    assert "none.lic" in told.stderr
+    assert f"codec: {tmp_path / 'bad.lic'}: " in run("info", file, tmp_path / "bad.lic", code=1).stderr
+
+
+def test_a_source_is_never_its_own_target(run, tmp_path, png, file):
+    source, before = png(8, 8), file.read_bytes()
+    (tmp_path / "link.lic").symlink_to(file)
+    for arguments in (
+        ("encode", "-f", source, source),
+        ("decode", "-f", file, tmp_path / "link.lic", "--format", "png"),
+        ("compare", "-f", source, "--peers", "jpeg", "-o", source),
+        ("inspect", "-f", file, "--heatmap", file),
+    ):
+        assert "is the source too and would be lost" in run(*arguments, code=2).stderr
+    assert file.read_bytes() == before
+    assert source.read_bytes().startswith(b"\x89PNG")
+
+
+def test_files_that_a_folder_has_besides_are_counted(run, tmp_path, png):
+    (tmp_path / "in").mkdir()
+    png(8, 8).rename(tmp_path / "in" / "a.png")
+    for name in ("a.HEIC", "b.heic", "notes.txt"):
+        (tmp_path / "in" / name).touch()
+    said = run("encode", "-r", tmp_path / "in", "-o", tmp_path / "out").stderr
+    assert said == "codec: 3 other files left out (2 .heic, 1 .txt)\n"
+    assert run("encode", "-r", "--quiet", "-f", tmp_path / "in", "-o", tmp_path / "out").stderr == ""

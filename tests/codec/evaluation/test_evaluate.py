@@ -108,23 +108,50 @@ def test_a_run_that_is_killed_loses_at_most_one_row_and_goes_on(pictures, tiny_c
     assert all(again[row["codec"], row["image"], row["quality"]] == row for row in kept)  # none was run twice
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks into /proc")
-def test_processes_end_with_the_one_that_made_them(pictures, tmp_path):
+@pytest.fixture
+def two_processes(pictures, tmp_path):
+    """A run of two processes, in a session of its own, that has its first rows."""
     command = [sys.executable, "-m", "codec", "evaluate", str(pictures), "--model", "", "--peers", "avif,jpeg2000"]
     command += ["-o", str(tmp_path / "out"), "--jobs", "2", "--threads", "1"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True,
+                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # fmt: skip
     rows = tmp_path / "out" / "rows.jsonl"
     while process.poll() is None and not (rows.exists() and rows.read_bytes()):
         time.sleep(0.01)
     assert process.poll() is None
     assert len(of_session(process.pid)) >= 3
-    os.kill(process.pid, signal.SIGKILL)
+    yield process
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+    process.stderr.close()
+
+
+def assert_session_ends(session):
+    """Wait until no process of a session is left."""
     end = time.monotonic() + 20
-    while of_session(process.pid) and time.monotonic() < end:
+    while of_session(session) and time.monotonic() < end:
         time.sleep(0.1)
-    assert not of_session(process.pid)
+    assert not of_session(session)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks into /proc")
+def test_processes_end_with_the_one_that_made_them(two_processes):
+    os.kill(two_processes.pid, signal.SIGKILL)
+    two_processes.wait()
+    assert_session_ends(two_processes.pid)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks into /proc")
+def test_an_interrupt_ends_all_processes_without_a_traceback(two_processes):
+    os.killpg(two_processes.pid, signal.SIGINT)  # as a terminal does
+    _, said = two_processes.communicate(timeout=60)
+    assert two_processes.returncode == 130
+    assert said.endswith(b"codec: interrupted\n")
+    assert b"Traceback" not in said
+    assert_session_ends(two_processes.pid)
 
 
 def of_session(session):

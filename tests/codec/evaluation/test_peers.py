@@ -84,14 +84,15 @@ def test_the_search_finds_the_best_file_below_a_size(peer, picture, share):
     source = Picture(picture(96, 128), gray=False)
     low, high = (len(contender.encode(source, quality)) for quality in (peer.grid[0], peer.grid[-1]))
     limit = round(low + share * (high - low))
-    quality = contender.quality_for(source, limit)
+    quality, data, seconds = contender.best_within(source, limit)
     found, above = (len(contender.encode(source, q)) for q in (quality, min(round(quality + peer.step, 1), peer.highest)))
-    assert found <= limit
+    assert found == len(data) <= limit
+    assert seconds > 0
     assert found >= limit * 0.99 or above > limit  # coarse steps: the next file is too large
 
 
 def test_a_size_that_no_quality_has_gives_the_lowest(peer, picture):
-    assert PeerContender.of(peer).quality_for(Picture(picture(64, 64), gray=False), 10) == peer.lowest
+    assert PeerContender.of(peer).best_within(Picture(picture(64, 64), gray=False), 10).quality == peer.lowest
 
 
 def test_pictures_that_a_format_cannot_hold_are_said():

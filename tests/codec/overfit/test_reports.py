@@ -11,10 +11,12 @@ from PIL import Image
 from bitstream.container import Container
 from bitstream.header import Header
 from codec import images
+from codec.comparison.match import compare
 from codec.doctor import _checkpoints
 from codec.evaluation.contenders import ModelContender
 from codec.heatmap import heatmap
 from codec.inspection import inspect
+from codec.targets import Target
 from codec.verification import stages
 from models.overfit.configs import GRIDS
 
@@ -135,5 +137,19 @@ def test_the_evaluation_runs_it(installed_overfit, small):
         assert contender.facts(quality)["lmbda"] == pytest.approx(model.config.lmbda_of(256 * number), abs=1e-6)
     data = contender.encode(picture, 50)
     assert contender.decode(data).shape == small.shape
-    assert 0 < contender.quality_for(picture, len(data)) < 100
-    assert contender.quality_for(picture, 10) == 0
+    made = contender.best_within(picture, len(data))
+    assert 0 < made.quality < 100
+    assert len(made.data) <= len(data)
+    assert contender.best_within(picture, 10).quality == 0
+
+
+def test_the_file_that_is_compared_is_the_one_that_met_the_size(installed_overfit, small, monkeypatch):
+    """Another descent at the same quality ends in another file, which may be too large."""
+    contender, picture = ModelContender.of("overfit", "cpu"), images.load(small)
+    limit = len(contender.encode(picture, 50))
+    found = []
+    real = ModelContender.best_within
+    monkeypatch.setattr(ModelContender, "best_within", lambda *args: found.append(real(*args)) or found[-1])
+    (shown,) = compare("x", picture, Target(size=limit), [contender], lambda _: None).codecs
+    assert shown.n_bytes == len(found[0].data) <= limit
+    assert np.array_equal(shown.pixels, contender.decode(found[0].data))

@@ -15,6 +15,7 @@ from bitstream.errors import UsageError  # noqa: E402
 from codec import Codec, release  # noqa: E402
 from codec.cli.main import main  # noqa: E402
 from codec.training import export  # noqa: E402
+from codec.training.data import load_rgb  # noqa: E402
 from codec.training.export import export_state  # noqa: E402
 from models import program  # noqa: E402
 from models.checkpoint import load_checkpoint  # noqa: E402
@@ -181,3 +182,32 @@ def test_the_exported_weights_are_the_averaged_ones(state, exported):
     growth = (tensors["entropy.log2_std"] / 256 - ema["log2_std"]).exp2()[:, None, None]  # the constants of y are chosen anew
     torch.testing.assert_close(tensors["h_a.0.weight"].float(), ema["h_a.0.weight"] * growth, rtol=2e-3, atol=1e-6)
     assert torch.equal(tensors["entropy.log2_gain"], (ema["log2_gain"] * 256).round().int())
+
+
+@pytest.mark.usefixtures("_quick")
+def test_a_checkpoint_is_replaced_only_when_asked(state, data, tmp_path, call_codec):
+    (tmp_path / "manifest.toml").write_text('[tiny]\nfile = "tiny.safetensors"\nsha256 = "00"\n')
+    (tmp_path / "tiny.safetensors").write_bytes(b"mine")
+    arguments = ("export", state, "--data", data, "--out", tmp_path, "--name", "tiny")
+    assert "tiny is already the name of a checkpoint" in call_codec(*arguments, code=2).stderr
+    assert (tmp_path / "tiny.safetensors").read_bytes() == b"mine"
+    call_codec(*arguments, "-f")
+    assert (tmp_path / "tiny.safetensors").read_bytes() != b"mine"
+
+
+def test_figures_are_of_the_pictures_that_were_held_out(state, data, tmp_path, monkeypatch):
+    given = {}
+    monkeypatch.setattr(export, "release", lambda *_, **options: given.update(options) or {})
+    export_state(state, data, "tiny", tmp_path)
+    (picture,) = given["held_out"]
+    assert torch.equal(picture[0], load_rgb(sorted(data.iterdir())[0])[:, :64, :64].float() / 255)
+    assert len(list(given["calibration"])) == export.CALIBRATION_BATCHES
+
+
+def test_a_name_and_a_place_are_found_without_being_given(state, data, tmp_path, monkeypatch):
+    """The models' own names are the package's: the state's steps make another one."""
+    monkeypatch.setenv("LIC_CHECKPOINTS", str(tmp_path / "own"))
+    given = []
+    monkeypatch.setattr(export, "release", lambda *arguments, **_: given.extend(arguments) or {})
+    export_state(state, data)
+    assert given[1:] == ["swift", "swift-2", tmp_path / "own"]

@@ -196,3 +196,63 @@ def test_the_group_of_processes_is_left_when_training_is_done(trainer, monkeypat
     finally:
         if group.is_initialized():
             group.destroy_process_group()
+
+
+@pytest.mark.parametrize(("step", "decay"), [(0, 0.1), (1000, 0.5)])  # a short average at first, then that of the recipe
+def test_averaged_weights_follow_by_the_decay(recipe, data, step, decay):
+    own, name = Trainer(Recipe.load(recipe, ema_decay=0.5), data, device="cpu"), "g_a.stem.weight"
+    own.step = step
+    own.ema[name].zero_()
+    own.train_step()
+    torch.testing.assert_close(own.ema[name], (1 - decay) * own.model.state_dict()[name])
+
+
+def test_validation_is_of_the_averaged_weights(trainer):
+    before = trainer.validate()
+    with torch.no_grad():
+        trainer.model.g_s.tail.bias.add_(0.5)
+    assert trainer.validate() == before
+    trainer.ema["g_s.tail.bias"].add_(0.5)
+    assert trainer.validate() != before
+
+
+def test_the_loss_weighs_all_levels_alike(trainer):
+    cfg = trainer.model.cfg
+    for row in trainer.validate():  # of one picture
+        lmbda = float(cfg.lmbda(torch.tensor(float(row["level"]))))
+        plain = row["bpp"] + lmbda * 255**2 * 10 ** (-row["psnr_db"] / 10)
+        assert row["loss"] == pytest.approx(plain * (cfg.lmbda_mid / lmbda) ** 0.5, rel=1e-3)
+
+
+def test_levels_are_drawn_from_the_first_to_the_last_and_between(recipe, data):
+    own, seen = Trainer(Recipe.load(recipe, batch_size=16), data, device="cpu"), []
+    own.model.register_forward_pre_hook(lambda _, given: seen.append(given[1]))
+    for _ in range(4):
+        own.train_step()
+    levels = torch.cat(seen)
+    assert (levels.min(), levels.max()) == (0, own.model.cfg.levels - 1)
+    assert 0.4 < float((levels % 1 > 0).float().mean()) <= 0.95
+
+
+def test_every_other_step_of_the_last_share_is_in_float32(recipe, data):
+    own, types = Trainer(Recipe.load(recipe, steps=8, float32_share=0.5), data, device="cpu"), []
+    own.model.g_a.down.register_forward_hook(lambda *given: types.append(given[-1].dtype))
+    for _ in range(8):
+        own.train_step()
+    assert types == [torch.bfloat16] * 4 + [torch.float32, torch.bfloat16] * 2
+
+
+def test_a_run_validates_and_saves_as_often_as_the_recipe_says(recipe, data, tmp_path, monkeypatch):
+    for minutes, expected in (((1e-9, 1e9), ([1, 2, 3, 3], [3])), ((1e9, 1e-9), ([3], [1, 2, 3, 3]))):
+        fields = dict(zip(("validate_minutes", "save_minutes"), minutes, strict=True))
+        own, rows, saved = Trainer(Recipe.load(recipe, **fields), data, device="cpu"), [], []
+        monkeypatch.setattr(own, "save", lambda _, own=own, saved=saved: saved.append(own.step))
+        own.run(tmp_path / "a.pt", max_minutes=1, report=rows.append)
+        assert ([row["step"] for row in rows if "levels" in row], saved) == expected
+
+
+def test_a_run_that_is_stopped_saves_and_leaves_the_validation_away(recipe, data, tmp_path, monkeypatch):
+    own, rows, saved = Trainer(Recipe.load(recipe), data, device="cpu"), [], []
+    monkeypatch.setattr(own, "save", lambda _: saved.append(own.step))
+    own.run(tmp_path / "a.pt", max_minutes=1, report=rows.append, stop=lambda: own.step == 2)
+    assert (rows, saved) == ([], [2])

@@ -123,3 +123,45 @@ def test_kills_at_any_moment_leave_a_state_to_resume_from(data, recipe, tmp_path
             process.send_signal(signal.SIGKILL)
         steps.append(load(state)["step"])
     assert steps == sorted(set(steps))  # each run went on where the last one was killed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_a_run_with_its_state_saved(data, recipe, tmp_path, environment, train, number, code):
+    recipe.write_text(recipe.read_text().replace("steps = 3", "steps = 1000000"))
+    state = tmp_path / "a.pt"
+    command = [sys.executable, "-c", STARTED.format(recipe=str(recipe), data=str(data), state=str(state))]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout.readline().strip() == "two steps"
+            assert "another process is writing it" in train(data, "--recipe", recipe, "--state", state, code=2).stderr
+            process.send_signal(number)
+            _, said = process.communicate(timeout=110)
+        finally:
+            process.kill()
+    assert process.returncode == code, said
+    assert "to go on: --resume" in " ".join(said.split())
+    steps = load(state)["step"]
+    assert steps >= 2
+    recipe.write_text(recipe.read_text().replace("steps = 1000000", f"steps = {steps + 1}"))
+    train(data, "--recipe", recipe, "--state", state, "--resume")
+    assert load(state)["step"] == steps + 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.pt", "tiny.toml"]
+
+
+STARTED = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it, and so do its children
+signal.signal(signal.SIGTERM, signal.SIG_DFL)
+from codec.training.loop import Trainer
+step = Trainer.train_step
+def told(self):
+    row = step(self)
+    if self.step == 2:
+        print("two steps", flush=True)
+    return row
+Trainer.train_step = told
+sys.argv = ["codec", "train", {data!r}, "--recipe", {recipe!r}, "--state", {state!r}, "--device", "cpu"]
+from codec.__main__ import run
+run()
+"""

@@ -6,9 +6,10 @@ import pytest
 
 pytest.importorskip("lightning", reason="training needs the train extra")
 
-from codec.training import loop  # noqa: E402
-from codec.training.loop import Schedule, Trainer  # noqa: E402
+from codec.training import schedule as schedules  # noqa: E402
+from codec.training.loop import Trainer  # noqa: E402
 from codec.training.recipe import Recipe  # noqa: E402
+from codec.training.schedule import Schedule  # noqa: E402
 
 
 @pytest.fixture
@@ -46,7 +47,7 @@ def test_plateau_reduces_after_ten_epochs_without_gain():
 
 
 def test_training_steps_the_schedule_once_per_epoch(make, tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "MILESTONES", (1, 3))
+    monkeypatch.setattr(schedules, "MILESTONES", (1, 3))
     trainer = make(schedule="multistep", epochs=4)
     assert trainer.epoch_steps == 3
     plain, seen = trainer.train_step, []
@@ -94,7 +95,7 @@ def test_epochs_end_the_schedule_in_place_of_minutes(make):
 
 @pytest.mark.parametrize("schedule", ["multistep", "plateau"])
 def test_a_resumed_schedule_goes_on(make, tmp_path, monkeypatch, schedule):
-    monkeypatch.setattr(loop, "MILESTONES", (2, 5))
+    monkeypatch.setattr(schedules, "MILESTONES", (2, 5))
     trainer = make(schedule=schedule)
     losses = [0.5, 0.6, 0.6, 0.6, 0.6, 0.6]
     if schedule == "plateau":

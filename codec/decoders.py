@@ -14,7 +14,7 @@ from models.overfit.runtime import DecodedFit
 from models.runtime import LoadedModel, check_symbols
 
 
-def open_picture(model: Model, engine: Engine, source: TileSource) -> tuple[TileDecoder | FittedDecoder, Callable[[int], Any]]:
+def decoder_of(model: Model, engine: Engine, source: TileSource) -> tuple[TileDecoder | FittedDecoder, Callable[[int], Any]]:
     """Return what synthesises the picture of a file, and the function that decodes the symbols of a tile for it.
 
     That raises FormatError or DesyncError.
